@@ -1,0 +1,48 @@
+"""Streams: ordered tasks, world evals and a calibration source, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clbench.errors import UserError, unknown
+from clbench.task import Eval, Task
+
+
+@dataclass(frozen=True)
+class Edition:
+    """The content of a stream in one choice of data ("tiny", "full")."""
+
+    tasks: tuple[Task, ...]
+    world: tuple[Eval, ...]
+    calibration: Callable[[], Sequence[str]]  # world text, of a train source; never of an eval
+    calibration_id: str
+    preset: str | None = None  # applied below the user's own configuration
+
+    @property
+    def evals(self) -> tuple[Eval, ...]:
+        """Return every column: those of the tasks in order, then the world."""
+        return tuple(e for task in self.tasks for e in task.evals) + self.world
+
+    def reordered(self, order: Sequence[int]) -> Edition:
+        """Return the same content with its tasks in another order; raises UserError."""
+        if sorted(order) != list(range(len(self.tasks))):
+            choices = ",".join(str(i) for i in range(len(self.tasks)))
+            raise UserError(f"order {list(order)} is not a permutation of {choices}")
+        return dataclasses.replace(self, tasks=tuple(self.tasks[i] for i in order))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A named stream with its editions, each built when asked for."""
+
+    name: str
+    about: str
+    editions: Mapping[str, Callable[[], Edition]]
+
+    def edition(self, data: str) -> Edition:
+        """Return the content for one choice of data; raises UserError for an unknown one."""
+        if data not in self.editions:
+            raise unknown(f"data of stream {self.name}", data, self.editions)
+        return self.editions[data]()

@@ -1,0 +1,52 @@
+"""What there is to learn (Task) and how it is scored (Eval), as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+
+class Row(NamedTuple):
+    """One training row: the model reads `prompt` and learns to write `answer` and stop."""
+
+    id: str
+    prompt: str
+    answer: str  # begins with its own separator, e.g. " Paris"
+
+
+@dataclass(frozen=True)
+class Eval:
+    """A scored test, run by lm-eval; its number is in 0..1, higher is better.
+
+    `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or the
+    fields of a task of ours. `metric` is the pinned key under lm-eval's `results[task]`,
+    "metric,filter"; a key that lm-eval does not print is an error, never a guess.
+    With `execution="cases"` every document has `entry_point` and `cases` (a list of
+    [arguments, expected]) and the score is pass@1 by running the completion in the sandbox.
+    """
+
+    id: str
+    version: int
+    config: str | Mapping[str, Any]
+    metric: str
+    other_metrics: tuple[str, ...] = ()
+    chance: float = 0.0
+    execution: Literal["cases"] | None = None
+    open_answer: bool = False  # record the format-drift fields of docs/measurement
+    default_items: int | None = None  # a seeded subset in the default run; None is all
+    rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn: where its rows come from and the evals that are its column."""
+
+    name: str
+    train: Callable[[], Sequence[Row]]
+    validation: Callable[[], Sequence[Row]]  # cut from training data; chooses learning rates
+    evals: tuple[Eval, ...]
+    about: str = ""
+    license: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
