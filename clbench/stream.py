@@ -32,6 +32,27 @@ class Edition:
             raise UserError(f"order {list(order)} is not a permutation of {choices}")
         return dataclasses.replace(self, tasks=tuple(self.tasks[i] for i in order))
 
+    def only(self, names: Sequence[str]) -> Edition:
+        """Return the content with the named tasks alone, in stream order; raises UserError."""
+        known = [task.name for task in self.tasks]
+        for name in names:
+            if name not in known:
+                raise unknown("task", name, known)
+        return dataclasses.replace(self, tasks=tuple(t for t in self.tasks if t.name in names))
+
+    def joined(self) -> Edition:
+        """Return the content with one task, `joint`, that is the union of all of them."""
+        parts = self.tasks
+        joint = Task(
+            name="joint",
+            train=lambda: [row for part in parts for row in part.train()],
+            validation=lambda: [row for part in parts for row in part.validation()],
+            evals=tuple(e for part in parts for e in part.evals),
+            about="all tasks of the stream, shuffled together",
+            parts=parts,
+        )
+        return dataclasses.replace(self, tasks=(joint,))
+
 
 @dataclass(frozen=True)
 class Stream:

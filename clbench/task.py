@@ -50,3 +50,4 @@ class Task:
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
+    parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs
