@@ -1,0 +1,88 @@
+"""`clbench.run`: options as keywords, resolved as the command line resolves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clbench import config, registry
+
+if TYPE_CHECKING:
+    from clbench.progress import Progress
+    from clbench.results import Record
+
+
+def resolve(
+    stream: str,
+    strategy: str,
+    *,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    file: Path | None = None,
+    preset: str | None = None,
+    **options: Any,
+) -> config.RunConfig:
+    """Return the complete configuration of a run; raises UserError.
+
+    `settings` are as after `--set`: strings `part.field=value`, or a mapping from `part.field`
+    to a value. `options` are further fields of `RunConfig`: model, data, seed, order, ...
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    layer = config.read_toml(file) if file is not None else {}
+    model = given.get("model", layer.get("model", "tiny"))
+    data = given.get("data", layer.get("data", "tiny" if model == "tiny" else "full"))
+    preset = preset or layer.get("preset") or registry.stream(stream).edition(data).preset
+    return config.resolve(
+        {**given, "stream": stream, "strategy": strategy, "data": data, "preset": preset},
+        registry.parts(strategy),
+        preset=registry.preset(preset) if preset is not None else None,
+        file=layer,
+        settings=_settings(settings),
+    )
+
+
+def run(
+    stream: str,
+    strategy: str,
+    *,
+    seed: int = 0,
+    model: str = "tiny",
+    data: str | None = None,
+    order: Sequence[int] | None = None,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    out: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Record:
+    """Train `strategy` on `stream`, scoring after every task, and return the record.
+
+    Options mean what they mean on the command line; `options` takes the remaining fields of
+    `RunConfig` (device, dtype, threads, isolation, reference, targets, revision). A run that
+    was interrupted goes on; a finished one is read back. Raises UserError for bad input and
+    RunFailed for a run that failed after it started, with its record kept.
+    """
+    from clbench import experiment
+
+    resolved = resolve(
+        stream,
+        strategy,
+        seed=seed,
+        model=model,
+        data=data,
+        order=None if order is None else tuple(order),
+        preset=preset,
+        file=None if config is None else Path(config),
+        settings=settings,
+        **options,
+    )
+    place = None if out is None else Path(out)
+    return experiment.run(resolved, out=place, fresh=fresh, progress=progress)
+
+
+def _settings(given: Mapping[str, Any] | Iterable[str]) -> list[config.Setting]:
+    if isinstance(given, Mapping):
+        return [config.setting(name, value) for name, value in given.items()]
+    return [config.parse_setting(text) for text in given]

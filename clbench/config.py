@@ -1,0 +1,320 @@
+"""What a run is: typed, small, and written next to its result.
+
+Layers: default < preset < TOML file < command line; each one names only what it changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clbench.errors import UserError, unknown
+
+BUDGETS = ("steps", "epochs", "tokens")
+PARTS = ("train", "calibration", "eval")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    title: ClassVar[str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the checked configuration; raises UserError naming the field and the value."""
+        for key in values:
+            if key not in cls.model_fields:
+                raise unknown(f"field of {cls.title}", key, cls.model_fields)
+        readable = {key: _none_if_allowed(cls, key, value) for key, value in values.items()}
+        try:
+            return cls.model_validate(readable)
+        except ValidationError as error:
+            raise UserError(_sentence(cls.title, error)) from None
+
+
+class TrainConfig(_Part):
+    """How one task is learned; exactly one of `steps`, `epochs` and `tokens` ends it."""
+
+    title: ClassVar[str] = "train"
+
+    lr: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1)  # examples per optimizer step
+    micro_batch: int | None = Field(default=None, ge=1)  # per forward pass; None is batch_size
+    steps: int | None = Field(default=None, ge=1)  # optimizer steps per task
+    epochs: float | None = Field(default=None, gt=0)  # passes over a task's examples
+    tokens: int | None = Field(default=None, ge=1)  # non-pad tokens forwarded per task
+    warmup: float = Field(default=0.03, ge=0, le=1)  # share of the budget with a rising rate
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float | None = Field(default=1.0, gt=0)  # gradient norm; None leaves it
+    max_length: int = Field(default=512, ge=8)  # tokens per example, answer included
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    autocast: Literal["auto", "off", "bf16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_pass_unless_told(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and all(values.get(key) is None for key in BUDGETS):
+            return {**values, "epochs": 1.0}
+        return values
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both end a task; give one of them")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+
+class CalibrationConfig(_Part):
+    """What the layer inputs are measured on before each task."""
+
+    title: ClassVar[str] = "calibration"
+
+    source: Literal["world", "seen", "both"] = "world"  # whose inputs are protected
+    num_windows: int = Field(default=256, ge=1)
+    window: int = Field(default=2048, ge=2)  # tokens
+    held_out: float = Field(default=0.1, ge=0, lt=1)  # further windows, for diagnostics only
+    accumulate: Literal["float32", "float64"] = "float32"
+    budget_bytes: int = Field(default=2**30, ge=1)  # covariances held at one time
+
+
+class EvalConfig(_Part):
+    """How much is scored and when."""
+
+    title: ClassVar[str] = "eval"
+
+    size: Literal["default", "full"] = "default"
+    schedule: Literal["full", "band", "lower", "ends"] = "full"
+    batch_size: int = Field(default=32, ge=1)
+    rank_items: int | None = Field(default=None, ge=0)  # None is what each eval says
+    samples: int | None = Field(default=None, ge=1)  # a seeded subset per eval; flagged `limited`
+
+
+class RunConfig(_Part):
+    """One run, completely resolved; equal configurations give equal runs."""
+
+    title: ClassVar[str] = "run"
+
+    stream: str
+    strategy: str  # as written on the command line, e.g. "lora-null+ewc"
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)  # part -> hyperparameters
+    model: str = "tiny"  # a listed name, a local directory or a hub id
+    revision: str | None = None
+    data: str | None = None  # edition of the stream; None is tiny for tiny, else full
+    order: tuple[int, ...] | None = None  # positions of the stream's tasks, from 0
+    seed: int = Field(default=0, ge=0)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    reference: tuple[Literal["base", "single", "joint"], ...] = ()
+    targets: str | None = None  # pattern of layer names; None is all linears of the decoder
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
+    preset: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return, ready for JSON, what the matrix depends on: not threads, not references."""
+        return self.model_dump(mode="json", exclude={"threads", "reference"})
+
+    def digest(self) -> str:
+        """Return the digest that names the run directory."""
+        from clbench.results import digest
+
+        return digest(self.identity())
+
+    def directory(self, root: Path = Path("runs")) -> Path:
+        """Return where this run goes unless the user says otherwise."""
+        strategy = "".join(c if c.isalnum() or c in "+-_" else "_" for c in self.strategy)
+        return root / self.stream / strategy.strip("_") / self.digest()[:12]
+
+
+class Setting(NamedTuple):
+    """One `--set`: the part it names, if any, its field and its value."""
+
+    part: str | None
+    field: str
+    value: Any
+    text: str  # as the user wrote it
+
+
+def setting(name: str, value: Any) -> Setting:
+    """Return the setting of `part.field` or `field` to a value."""
+    part, _, field = name.strip().rpartition(".")
+    return Setting(part or None, field, value, f"{name}={value}")
+
+
+def parse_setting(text: str) -> Setting:
+    """Read `part.field=value` or `field=value`, the value as TOML has it, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip().rpartition(".")[2]:
+        raise UserError(f"--set {text!r} is not part.field=value or field=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return setting(name, parsed)._replace(text=text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a configuration file; raises UserError if it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read configuration {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {str(path)!r} is not TOML: {error}") from None
+
+
+def resolve(
+    run: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, str]],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    file: Mapping[str, Any] | None = None,
+    settings: Iterable[Setting] = (),
+    fallback: str = "lora",
+) -> RunConfig:
+    """Merge the layers into one checked configuration.
+
+    `run` holds the options given by name (stream, strategy, ...). `parts` holds, per part of
+    the strategy, its fields and their annotations. A layer is a mapping with the tables
+    `train`, `calibration`, `eval` and `strategies.<part>`; in the last, `lr` is the learning
+    rate that this part trains with. A part which the preset does not know takes what the
+    preset says of `fallback`, as far as it has such fields. Raises UserError.
+    """
+    merged = _Merged(parts)
+    if preset is not None:
+        merged.add_layer(preset, "preset", fallback)
+    if file is not None:
+        merged.add_layer(file, "configuration file", None)
+    for one in settings:
+        merged.add_setting(one)
+    top = {**merged.tables["run"], **{k: v for k, v in run.items() if v is not None}}
+    return RunConfig.of(
+        {
+            **top,
+            "params": merged.params,
+            "train": TrainConfig.of(merged.tables["train"]),
+            "calibration": CalibrationConfig.of(merged.tables["calibration"]),
+            "eval": EvalConfig.of(merged.tables["eval"]),
+        }
+    )
+
+
+class _Merged:
+    """The layers so far; a later one replaces single fields of an earlier one."""
+
+    models: ClassVar[dict[str, type[_Part]]] = {
+        "train": TrainConfig,
+        "calibration": CalibrationConfig,
+        "eval": EvalConfig,
+        "run": RunConfig,
+    }
+
+    def __init__(self, parts: Mapping[str, Mapping[str, str]]) -> None:
+        self.parts = parts
+        self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.models}
+        self.params: dict[str, dict[str, Any]] = {part: {} for part in parts}
+
+    def add_layer(self, layer: Mapping[str, Any], origin: str, fallback: str | None) -> None:
+        tables = {*PARTS, "strategies"}
+        scalars = self._fields("run")
+        for key, value in layer.items():
+            if key not in tables and key not in scalars:
+                raise unknown(f"key of the {origin}", key, [*tables, *scalars])
+            if key in tables and not isinstance(value, Mapping):
+                raise UserError(f"{key} of the {origin} is {value!r}, not a table")
+            if key in scalars:
+                self._put("run", key, value)
+        for part in PARTS:
+            for key, value in layer.get(part, {}).items():
+                self._put(part, key, value)
+        self._add_strategies(layer.get("strategies", {}), fallback)
+
+    def _add_strategies(self, tables: Mapping[str, Any], fallback: str | None) -> None:
+        rates = []
+        for part, fields in self.parts.items():
+            table = tables.get(part)
+            if table is None and fallback is not None:
+                table = {k: v for k, v in tables.get(fallback, {}).items() if k in fields}
+            for key, value in (table or {}).items():
+                if key == "lr" and "lr" not in fields:
+                    rates.append(value)
+                else:
+                    self._put(part, key, value)
+        if fallback is not None and not rates:
+            rates = [v for k, v in tables.get(fallback, {}).items() if k == "lr"]
+        if rates:
+            self._put("train", "lr", rates[0])  # the first part that has one
+
+    def add_setting(self, setting: Setting) -> None:
+        known = [*self.models, *self.parts]
+        if setting.part is not None:
+            if setting.part not in known:
+                raise unknown("part", setting.part, known)
+            self._put(setting.part, setting.field, setting.value)
+            return
+        owners = [part for part in known if setting.field in self._fields(part)]
+        if not owners:
+            raise self._nowhere(setting.field, known)
+        if len(owners) > 1:
+            choices = " or ".join(f"{part}.{setting.field}" for part in owners)
+            raise UserError(f"--set {setting.text!r} could mean {choices}; name the part")
+        self._put(owners[0], setting.field, setting.value)
+
+    def _put(self, part: str, field: str, value: Any) -> None:
+        fields = self._fields(part)
+        if field not in fields:
+            raise unknown(f"field of {part}", field, fields)
+        if part in self.parts:
+            none = value == "none" and "None" in fields[field]
+            self.params[part][field] = None if none else value
+            return
+        if part == "train" and field in BUDGETS:
+            for other in BUDGETS:
+                self.tables["train"].pop(other, None)
+        self.tables[part][field] = value
+
+    def _fields(self, part: str) -> Mapping[str, str]:
+        if part in self.parts:
+            return self.parts[part]
+        nested = {*PARTS, "params"} if part == "run" else set()
+        names = self.models[part].model_fields
+        return {name: "" for name in names if name not in nested}
+
+    def _nowhere(self, field: str, known: Iterable[str]) -> UserError:
+        owners: dict[str, list[str]] = {}
+        for part in known:
+            for name in self._fields(part):
+                owners.setdefault(name, []).append(f"{part}.{name}")
+        close = difflib.get_close_matches(field, owners, n=1)
+        hint = f"; did you mean {' or '.join(owners[close[0]])}?" if close else ";"
+        return UserError(f"unknown field {field!r}{hint} choices: {', '.join(sorted(owners))}")
+
+
+def _none_if_allowed(model: type[BaseModel], key: str, value: Any) -> Any:
+    """Read the word none, which TOML lacks, where the field may be empty."""
+    allowed = type(None) in get_args(model.model_fields[key].annotation)
+    return None if value == "none" and allowed else value
+
+
+def _sentence(title: str, error: ValidationError) -> str:
+    """Say what is wrong with the first field: its name, its value, and what it may be."""
+    first = error.errors()[0]
+    if first["type"] == "value_error" and not first["loc"]:
+        return f"{title}: {first['ctx']['error']}"
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{title}.{field} is missing"
+    return f"{title}.{field} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

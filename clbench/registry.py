@@ -1,0 +1,173 @@
+"""Names to objects: by entry point of an installed package, or by "file.py:Object"."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+import typing
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from clbench.composition import compose
+from clbench.config import read_toml
+from clbench.errors import UserError, unknown
+from clbench.strategy import Strategy
+from clbench.stream import Stream
+
+STRATEGIES = "clbench.strategies"
+STREAMS = "clbench.streams"
+MODELS = "clbench.models"
+PRESETS = "clbench.presets"
+
+_KINDS = {STRATEGIES: "strategy", STREAMS: "stream", MODELS: "model", PRESETS: "preset"}
+
+
+class Entry(NamedTuple):
+    """One registered name, not imported."""
+
+    name: str
+    value: str  # "module:Object"
+    package: str
+    version: str
+
+
+def listing(group: str) -> list[Entry]:
+    """Return what the installed packages register in a group, by name, importing none of it."""
+    found = {_entry(point) for point in entry_points(group=group)}
+    return sorted(found)
+
+
+def load(group: str, name: str) -> Any:
+    """Return the object of a name or of "file.py:Object"; raises UserError."""
+    kind = _KINDS[group]
+    if ".py:" in name:
+        return _load_file(kind, name)
+    points = [point for point in entry_points(group=group) if point.name == name]
+    if not points:
+        raise unknown(kind, name, {point.name for point in entry_points(group=group)})
+    owners = sorted({_entry(point).package for point in points})
+    if len(owners) > 1:
+        raise UserError(f"{kind} {name!r} is registered by {' and by '.join(owners)}; remove one")
+    entry = _entry(points[0])
+    try:
+        return points[0].load()
+    except Exception as error:  # a plugin may fail in any way; the others keep working
+        raise UserError(
+            f"{kind} {name!r} of package {entry.package} {entry.version} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def stream(name: str) -> Stream:
+    """Return the stream of this name; raises UserError."""
+    found = load(STREAMS, name)
+    if not isinstance(found, Stream):
+        raise UserError(f"stream {name!r} is {found!r}, not a clbench Stream")
+    return found
+
+
+def preset(name: str) -> Mapping[str, Any]:
+    """Return the tables of a preset, by name or by the path of a TOML file; raises UserError."""
+    found = Path(name) if name.endswith(".toml") else load(PRESETS, name)
+    if isinstance(found, Mapping):
+        return found
+    return read_toml(Path(found))
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """Return the class of one part, e.g. "lora-null" or "./mine.py:Mine"; raises UserError."""
+    found = load(STRATEGIES, name)
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise UserError(f"strategy {name!r} is {found!r}, not a subclass of clbench.Strategy")
+    if not dataclasses.is_dataclass(found):
+        raise UserError(f"strategy {name!r} is not a dataclass; its fields are its hyperparameters")
+    return found
+
+
+def parts(expression: str) -> dict[str, dict[str, str]]:
+    """Return the parts of "a+b", an implied adapter first, each with its fields' annotations."""
+    names = expression.split("+")
+    if not all(names):
+        raise UserError(f"strategy {expression!r} has an empty part; write for example lora+ewc")
+    classes = {name: strategy_class(name) for name in names}
+    if all(cls.kind == "guard" for cls in classes.values()):
+        implied = next((cls.implies for cls in classes.values() if cls.implies), None)
+        if implied is not None:
+            classes = {implied: strategy_class(implied), **classes}
+    return {name: _annotations(cls) for name, cls in classes.items()}
+
+
+def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> Strategy:
+    """Return the strategy of "a+b", each part built from its hyperparameters; raises UserError."""
+
+    def build(name: str) -> Strategy:
+        return _build(name, params.get(name, {}))
+
+    known = parts(expression)
+    for name in params:
+        if name not in known:
+            raise unknown(f"part of strategy {expression}", name, known)
+    return compose([build(name) for name in expression.split("+")], build)
+
+
+def _build(name: str, params: Mapping[str, Any]) -> Strategy:
+    cls = strategy_class(name)
+    hints = typing.get_type_hints(cls)
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]
+    checked = {}
+    for key, value in params.items():
+        if key not in fields:
+            raise unknown(f"field of {name}", key, fields)
+        checked[key] = _checked(f"{name}.{key}", hints[key], value)
+    try:
+        return cls(**checked)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in checked.items()) or "its defaults"
+        raise UserError(f"strategy {name!r} cannot be built with {given}: {error}") from error
+
+
+def _checked(what: str, hint: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UserError(f"{what} is {value!r}: {message[0].lower()}{message[1:]}") from None
+
+
+def _annotations(cls: type[Strategy]) -> dict[str, str]:
+    return {field.name: str(field.type) for field in dataclasses.fields(cls) if field.init}
+
+
+def _entry(point: EntryPoint) -> Entry:
+    package, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+    return Entry(point.name, point.value, package, version)
+
+
+def _load_file(kind: str, name: str) -> Any:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{kind} {name!r}: there is no file {file!r}")
+    module_name = f"clbench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{kind} {name!r}: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own file may fail in any way
+        raise UserError(
+            f"{kind} {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise unknown(f"object of {file}", attribute, public)
+    return getattr(module, attribute)

@@ -1,0 +1,1 @@
+"""The first-party tasks and streams."""
