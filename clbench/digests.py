@@ -1,0 +1,43 @@
+"""Canonical JSON and the digests that say whether two things are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one spelling of a JSON value: sorted keys, no spaces, shortest floats.
+
+    Raises ValueError, naming the place, for NaN or an infinity, and TypeError for what is
+    not JSON.
+    """
+    check_finite(value)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """Return the hex BLAKE2b-256 of the canonical JSON of a value."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=32).hexdigest()
+
+
+def items_digest(items: Iterable[Mapping[str, Any]]) -> str:
+    """Return the digest of which questions were asked: sorted (id, prompt digest, gold)."""
+    return digest(sorted((item["id"], item["prompt_digest"], item["gold"]) for item in items))
+
+
+def check_finite(value: Any, where: str = "value") -> None:
+    """Raise ValueError naming the place of the first NaN or infinity in a JSON value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, which JSON cannot hold; store null and a reason")
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            check_finite(entry, f"{where}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, entry in enumerate(value):
+            check_finite(entry, f"{where}[{index}]")
