@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clbench.digests import digest
 from clbench.errors import UserError, unknown
 
 BUDGETS = ("steps", "epochs", "tokens")
@@ -129,8 +130,6 @@ class RunConfig(_Part):
 
     def digest(self) -> str:
         """Return the digest that names the run directory."""
-        from clbench.results import digest
-
         return digest(self.identity())
 
     def directory(self, root: Path = Path("runs")) -> Path:
