@@ -94,6 +94,7 @@ class EvalConfig(_Part):
     title: ClassVar[str] = "eval"
 
     size: Literal["default", "full"] = "default"
+    split: Literal["test", "validation"] = "test"  # validation is cut from training data
     schedule: Literal["full", "band", "lower", "ends"] = "full"
     batch_size: int = Field(default=32, ge=1)
     rank_items: int | None = Field(default=None, ge=0)  # None is what each eval says
@@ -112,6 +113,8 @@ class RunConfig(_Part):
     revision: str | None = None
     data: str | None = None  # edition of the stream; None is tiny for tiny, else full
     order: tuple[int, ...] | None = None  # positions of the stream's tasks, from 0
+    tasks: tuple[str, ...] | None = None  # these tasks alone; None is all
+    joint: bool = False  # all tasks shuffled together as one: the upper reference
     seed: int = Field(default=0, ge=0)
     train: TrainConfig = Field(default_factory=TrainConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)

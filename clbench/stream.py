@@ -46,12 +46,23 @@ class Edition:
         joint = Task(
             name="joint",
             train=lambda: [row for part in parts for row in part.train()],
-            validation=lambda: [row for part in parts for row in part.validation()],
             evals=tuple(e for part in parts for e in part.evals),
+            validation_evals=tuple(e for part in parts for e in part.validation_evals),
             about="all tasks of the stream, shuffled together",
             parts=parts,
         )
         return dataclasses.replace(self, tasks=(joint,))
+
+    def validating(self) -> Edition:
+        """Return the content scored on rows cut from training data, without the world.
+
+        This is what settings are chosen by; raises UserError if a task has no such eval.
+        """
+        for task in self.tasks:
+            if not task.validation_evals:
+                raise UserError(f"task {task.name} has no validation eval to choose settings by")
+        tasks = tuple(dataclasses.replace(t, evals=t.validation_evals) for t in self.tasks)
+        return dataclasses.replace(self, tasks=tasks, world=())
 
 
 @dataclass(frozen=True)

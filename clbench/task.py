@@ -45,8 +45,8 @@ class Task:
 
     name: str
     train: Callable[[], Sequence[Row]]
-    validation: Callable[[], Sequence[Row]]  # cut from training data; chooses learning rates
     evals: tuple[Eval, ...]
+    validation_evals: tuple[Eval, ...] = ()  # on rows cut from training data; choose rates
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record

@@ -1,0 +1,128 @@
+"""From a configuration to what an experiment works with; refuses before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from clbench import data, models, registry, sandbox, training
+from clbench.config import RunConfig
+from clbench.errors import UserError
+from clbench.strategy import Batch, Covariances, Example, Strategy, TaskContext
+from clbench.stream import Edition
+from clbench.task import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with the objects that its names stand for."""
+
+    config: RunConfig
+    edition: Edition
+    strategy: Strategy
+    device: torch.device
+    isolation: sandbox.Isolation | None
+    isolation_note: str | None  # why code cannot be run, and what to install
+
+    @cached_property
+    def loaded(self) -> models.Loaded:
+        """Return the base model and its tokenizer, loaded on first use."""
+        config = self.config
+        return models.load(config.model, config.dtype, self.device, revision=config.revision)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Return the id that fills batches."""
+        return data.pad_id(self.loaded.tokenizer)
+
+    def examples(self, task: Task) -> list[Example]:
+        """Return the tokenized training examples of a task."""
+        return data.encode(
+            task.train(), self.loaded.tokenizer, task.name, self.config.train.max_length
+        )
+
+    def budget(self, task: Task) -> int:
+        """Return the tokens a task may see; a joint task may see the sum of its parts'."""
+        if task.parts:
+            return sum(self.budget(part) for part in task.parts)
+        return training.budget(self.examples(task), self.config.train)
+
+    def context(
+        self,
+        index: int,
+        examples: list[Example],
+        covariances: Mapping[str, Covariances],
+        targets: tuple[str, ...],
+    ) -> TaskContext:
+        """Return what the strategy may know of task `index` (from 0)."""
+        size = self.config.train.micro_batch or self.config.train.batch_size
+
+        def batches() -> Iterator[Batch]:
+            return data.one_pass(examples, size, self.pad_id, self.device)
+
+        return TaskContext(
+            name=self.edition.tasks[index].name,
+            index=index,
+            seed=self.config.seed,
+            examples=lambda: list(examples),
+            batches=batches,
+            covariances=covariances,
+            targets=targets,
+        )
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Resolve the names of a configuration; raises UserError for what cannot be run."""
+    _quiet_libraries()
+    edition = registry.stream(config.stream).edition(config.data or "full")
+    if config.order is not None:
+        edition = edition.reordered(config.order)
+    if config.tasks is not None:
+        edition = edition.only(config.tasks)
+    if config.joint:
+        edition = edition.joined()
+    strategy = registry.build_strategy(config.strategy, config.params)
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+    isolation, note = _isolation(config, edition)
+    return Plan(config, edition, strategy, device, isolation, note)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is CUDA where there is one. Raises UserError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; choices: auto, cpu, cuda, cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported; choices: auto, cpu, cuda, cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA "
+            "device(s); choices: auto, cpu"
+        )
+    return device
+
+
+def _isolation(config: RunConfig, edition: Edition) -> tuple[sandbox.Isolation | None, str | None]:
+    if all(e.execution is None for e in edition.evals):
+        return None, None
+    found = sandbox.find_isolation(config.isolation)
+    return found, None if found else sandbox.why_refused(config.isolation)
+
+
+def _quiet_libraries() -> None:
+    """Keep third parties from writing into the progress display."""
+    for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")
