@@ -1,1 +1,1 @@
-"""The first-party strategies."""
+"""The strategies that come with clbench; installed as `clbench_strategies`."""

@@ -1,0 +1,91 @@
+"""What every factor adapter shares: fields, attaching, folding or carrying on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, cast
+
+from torch import nn
+
+from clbench.adapters import FactorLinear, Form, Side, adapted, attach, fold, freeze
+from clbench.errors import UserError
+from clbench.linalg import Factors
+from clbench.strategy import Strategy, TaskContext, Trained
+
+
+class Start(NamedTuple):
+    """The factors that one layer starts a task with."""
+
+    layer: str
+    factors: Factors
+
+
+@dataclass
+class FactorStrategy(Strategy):
+    """A low-rank adapter on every target: a subclass says what its factors start at.
+
+    `alpha` is the numerator of the scale alpha / rank; None is alpha = rank. With
+    `between_tasks="fold"` each task gets fresh factors that are folded into the weight at its
+    end; with "carry" one set lives on for the whole stream.
+    """
+
+    form: ClassVar[Form] = "difference"
+    trains: ClassVar[Side] = "both"
+
+    rank: int = 16
+    alpha: float | None = None
+    between_tasks: Literal["fold", "carry"] = "fold"
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or self.rank < 1:
+            raise UserError(f"{self.name()}: rank {self.rank!r} is not a positive integer")
+        if self.alpha is not None and not _is_number(self.alpha, above=0.0):
+            raise UserError(f"{self.name()}: alpha {self.alpha!r} is not a positive number")
+        if self.between_tasks not in ("fold", "carry"):
+            raise UserError(
+                f"{self.name()}: between_tasks {self.between_tasks!r} is unknown; "
+                "choices: fold, carry"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Return alpha / rank, of the requested rank even where a narrow layer gets less."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @abstractmethod
+    def starts(self, model: nn.Module, task: TaskContext) -> Iterable[Start]:
+        """Yield the starting factors of every target; the model is not changed meanwhile."""
+
+    def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
+        """Attach fresh factors, or go on with the ones that are carried."""
+        carried = adapted(model)
+        if carried:
+            for layer in carried.values():
+                layer.start_task()
+            task.trained = dict(cast("dict[str, Trained]", carried))
+            return model
+        starts = list(self.starts(model, task))  # all of them before the model changes
+        freeze(model)
+        task.trained = {start.layer: self._attach(model, start) for start in starts}
+        return model
+
+    def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
+        """Fold the factors into the weights, unless they are carried."""
+        return fold(model) if self.between_tasks == "fold" else model
+
+    def _attach(self, model: nn.Module, start: Start) -> FactorLinear:
+        return attach(
+            model,
+            start.layer,
+            *start.factors,
+            scale=self.scale,
+            trains=self.trains,
+            form=self.form,
+            carry=self.between_tasks == "carry",
+        )
+
+
+def _is_number(value: object, *, above: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > above
