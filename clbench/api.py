@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clbench import config, registry
+from clbench.errors import UserError
 
 if TYPE_CHECKING:
     from clbench.progress import Progress
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def resolve(
-    stream: str,
-    strategy: str,
+    stream: str | None,
+    strategy: str | None,
     *,
     settings: Mapping[str, Any] | Iterable[str] = (),
     file: Path | None = None,
@@ -26,9 +27,12 @@ def resolve(
 
     `settings` are as after `--set`: strings `part.field=value`, or a mapping from `part.field`
     to a value. `options` are further fields of `RunConfig`: model, data, seed, order, ...
+    What is None is looked up in the file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     layer = config.read_toml(file) if file is not None else {}
+    stream = stream or _required(layer, "stream", registry.STREAMS)
+    strategy = strategy or _required(layer, "strategy", registry.STRATEGIES)
     model = given.get("model", layer.get("model", "tiny"))
     data = given.get("data", layer.get("data", "tiny" if model == "tiny" else "full"))
     preset = preset or layer.get("preset") or registry.stream(stream).edition(data).preset
@@ -80,6 +84,13 @@ def run(
     )
     place = None if out is None else Path(out)
     return experiment.run(resolved, out=place, fresh=fresh, progress=progress)
+
+
+def _required(layer: Mapping[str, Any], key: str, group: str) -> str:
+    if key in layer:
+        return str(layer[key])
+    choices = ", ".join(entry.name for entry in registry.listing(group))
+    raise UserError(f"no {key} is given; choices: {choices}")
 
 
 def _settings(given: Mapping[str, Any] | Iterable[str]) -> list[config.Setting]:

@@ -188,19 +188,20 @@ def resolve(
     preset: Mapping[str, Any] | None = None,
     file: Mapping[str, Any] | None = None,
     settings: Iterable[Setting] = (),
-    fallback: str = "lora",
 ) -> RunConfig:
     """Merge the layers into one checked configuration.
 
     `run` holds the options given by name (stream, strategy, ...). `parts` holds, per part of
     the strategy, its fields and their annotations. A layer is a mapping with the tables
     `train`, `calibration`, `eval` and `strategies.<part>`; in the last, `lr` is the learning
-    rate that this part trains with. A part which the preset does not know takes what the
-    preset says of `fallback`, as far as it has such fields. Raises UserError.
+    rate that this part trains with. The preset may name a `fallback` part: what it says of
+    that one holds for the parts which it does not know, as far as they have such fields.
+    Raises UserError.
     """
     merged = _Merged(parts)
     if preset is not None:
-        merged.add_layer(preset, "preset", fallback)
+        layer = {key: value for key, value in preset.items() if key != "fallback"}
+        merged.add_layer(layer, "preset", preset.get("fallback"))
     if file is not None:
         merged.add_layer(file, "configuration file", None)
     for one in settings:

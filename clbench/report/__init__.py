@@ -1,0 +1,1 @@
+"""Records for people: tables on the terminal, later pages and pictures."""

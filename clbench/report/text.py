@@ -1,0 +1,210 @@
+"""A record as text: the matrix, the summary with its intervals, what it cost, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+from clbench.matrix import Metric, ScoreMatrix
+from clbench.progress import duration
+from clbench.results import Record
+
+NONE = "–"
+
+# What the summary shows, in this order, in plain words; a metric without a value names why.
+SUMMARY = {
+    "final_avg.v1": "tasks, after the last one",
+    "learning_acc.v1": "tasks, each right after it was learned",
+    "bwt.v1": "backward transfer (negative: forgetting)",
+    "fwt.v1": "forward transfer",
+    "world_before.v1": "world knowledge, base model",
+    "world_after.v1": "world knowledge, at the end",
+    "world_delta.v1": "change of world knowledge",
+    "world_ratio_clip.v1": "retention: share of the base score kept",
+    "knowledge_delta.v1": "of it, knowledge (gold ranked first)",
+    "format_delta.v1": "of it, format of the answer",
+    "rel_pooled.v1": "gain kept, of what single tasks gain",
+    "joint_gap.v1": "gap to joint training",
+}
+OPTIONAL = frozenset({"fwt.v1", "knowledge_delta.v1", "format_delta.v1"})  # shown where measured
+REFERENCES = frozenset({"rel_pooled.v1", "joint_gap.v1"})  # shown where references exist
+
+WHY = {
+    "not_scheduled": "not in the schedule",
+    "failed": "the evaluation failed",
+    "refused": "no isolation to run generated code in",
+    "diverged": "the weights are not finite",
+    "needs_two_tasks": "needs two tasks",
+    "no_world": "the stream has no world evals",
+    "no_reference": "no reference run",
+    "missing": "a needed score is missing",
+    "denominator": "the denominator is too small",
+    "no_items": "no items",
+    "unpaired": "the items do not pair",
+}
+
+
+def result(record: Record, place: Path | None = None) -> str:
+    """Return everything about one run for a terminal; `place` is where its record lies."""
+    blocks = [_title(record), matrix(record.matrix), footnotes(record)]
+    blocks += [summary(record.metrics), cost(record.cost), _close(record, place)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def matrix(scores: ScoreMatrix) -> str:
+    """Return the score matrix as a table, in points; a dash where there is no score."""
+    owner = {e: task for task, evals in scores.task_evals.items() for e in evals}
+    headers = ["", *(f"{owner.get(e, 'world')}\n{e}" for e in scores.evals)]
+    rows = []
+    for k in range(len(scores.rows)):
+        name = "base" if k == 0 else f"after {scores.tasks[k - 1]}"
+        rows.append([name, *(points(scores.score(k, e)) for e in scores.evals)])
+    align = ("left", *("right" for _ in scores.evals))
+    return _table(rows, headers, align)
+
+
+def footnotes(record: Record) -> str:
+    """Return one line per reason for which scores are missing, and per flag of scores."""
+    missing: dict[str, list[str]] = {}
+    flagged: dict[str, list[str]] = {}
+    for row in record.matrix.rows:
+        for eval_id, cell in row.items():
+            if cell.reason is not None:
+                missing.setdefault(cell.reason, []).append(eval_id)
+            for flag in cell.flags:
+                flagged.setdefault(flag, []).append(eval_id)
+    lines = [f"{NONE} {_names(evals)}: {WHY[reason]}" for reason, evals in missing.items()]
+    lines += [f"flag {flag}: {_names(evals)}" for flag, evals in flagged.items()]
+    note = record.provenance.get("isolation_note")
+    if "refused" in missing and note:
+        lines.append(f"  {note}")
+    return "\n".join(lines)
+
+
+def summary(metrics: Mapping[str, Metric]) -> str:
+    """Return the main metrics in points with their 95 % intervals over items."""
+    rows = []
+    for name, words in SUMMARY.items():
+        metric = metrics.get(name)
+        if metric is None or _uninteresting(name, metric):
+            continue
+        rows.append([words, name, *_value(metric)])
+    return _table(rows, ["", "id", "points", "95 % (items)"], ("left", "left", "right", "left"))
+
+
+def cost(spent: Mapping[str, Any]) -> str:
+    """Return seconds per phase, peak memory, what trained and how many tokens were read."""
+    rows = []
+    for name, value in spent.items():
+        if name.startswith("seconds.") and value:
+            phase = name.removeprefix("seconds.").removesuffix(".v1")
+            rows.append(["all phases" if phase == "v1" else phase, duration(value)])
+    peaks = [v for k, v in spent.items() if k.startswith("peak_bytes.host")]
+    if peaks:
+        rows.append(["peak memory", size(max(peaks))])
+    peaks = [v for k, v in spent.items() if k.startswith("peak_bytes.device")]
+    if peaks:
+        rows.append(["peak memory of the device", size(max(peaks))])
+    if spent.get("trainable.v1"):
+        share = ""
+        if spent.get("parameters.v1"):
+            share = f" of {spent['parameters.v1']:,}"
+        rows.append(["trainable parameters", f"{spent['trainable.v1']:,}{share}"])
+    for kind, words in (("seen", "training tokens"), ("calibrated", "calibration tokens")):
+        if spent.get(f"tokens.{kind}.v1"):
+            rows.append([words, f"{spent[f'tokens.{kind}.v1']:,}"])
+    return _table(rows, ["cost", ""], ("left", "right"))
+
+
+class Difference(NamedTuple):
+    """One line of a comparison: what differs, by how much, and how sure that is."""
+
+    name: str
+    a: float | None
+    b: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+def comparison(lines: Iterable[Difference], a: str, b: str) -> str:
+    """Return the differences `b - a`, in points, with paired 95 % intervals over items."""
+    rows = []
+    for line in lines:
+        sure = NONE if line.interval is None else interval(line.interval)
+        p = NONE if line.p is None else f"{line.p:.3f}"
+        change = NONE if line.difference is None else f"{100 * line.difference:+.1f}"
+        rows.append([line.name, points(line.a), points(line.b), change, sure, p])
+    headers = ["", "a", "b", "b - a", "95 % (items)", "p"]
+    align = ("left", "right", "right", "right", "left", "right")
+    legend = f"a: {a}\nb: {b}"
+    return f"{legend}\n\n{_table(rows, headers, align)}"
+
+
+def points(score: float | None) -> str:
+    """Return a score of 0..1 in points with one decimal, or a dash."""
+    return NONE if score is None else f"{100 * score:.1f}"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """Return an interval in points."""
+    low, high = bounds
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes for people: "412 MB", "1.3 GB"."""
+    if num_bytes < 1e9:
+        return f"{num_bytes / 1e6:.0f} MB"
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _title(record: Record) -> str:
+    config, model = record.config, record.model
+    words = [f"{config.stream} with {config.strategy}", f"model {model.id}", f"seed {config.seed}"]
+    if record.status != "complete":
+        words.append(record.status)
+    return ", ".join([*words, *record.flags])
+
+
+def _value(metric: Metric) -> tuple[str, str]:
+    if metric.value is not None:
+        return points(metric.value), "" if metric.interval is None else interval(metric.interval)
+    if metric.partial is not None:
+        of = f"{metric.partial.terms} of {metric.partial.of} terms"
+        return f"({points(metric.partial.value)})", f"partial: {of}"
+    return NONE, WHY.get(metric.reason or "", metric.reason or "")
+
+
+def _uninteresting(name: str, metric: Metric) -> bool:
+    if name in REFERENCES:
+        return metric.reason == "no_reference"
+    return name in OPTIONAL and metric.value is None
+
+
+def _close(record: Record, place: Path | None) -> str:
+    lines = ["One seed shows how this model answers these items, not which strategy is better."]
+    if place is not None:
+        config = record.config
+        command = f"clbench run --stream {config.stream} --strategy"
+        lines += [
+            f"record: {place / 'record.json'}",
+            "next:",
+            f"  {command} {config.strategy} --seed {config.seed + 1}   another seed",
+            f"  {command} NAME   another strategy; clbench list names them",
+            f"  clbench compare {place} OTHER   the paired difference of two runs",
+        ]
+    return "\n".join(lines)
+
+
+def _names(evals: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(evals))
+
+
+def _table(rows: list[list[str]], headers: list[str], align: tuple[str, ...]) -> str:
+    if not rows:
+        return ""
+    return tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
