@@ -113,6 +113,8 @@ class RunConfig(_Part):
     revision: str | None = None
     data: str | None = None  # edition of the stream; None is tiny for tiny, else full
     order: tuple[int, ...] | None = None  # positions of the stream's tasks, from 0
+    tasks: tuple[str, ...] | None = None  # only these, as a single reference learns them
+    joint: bool = False  # all tasks shuffled into one, as a joint reference learns them
     seed: int = Field(default=0, ge=0)
     train: TrainConfig = Field(default_factory=TrainConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
