@@ -1,9 +1,13 @@
-"""Names to objects: by entry point of an installed package, or by "file.py:Object"."""
+"""Names to objects: by entry point of an installed package, or by "file.py:Object".
+
+pydantic loads inside functions: `clbench list` needs names only, and answers at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import sys
 import typing
 from collections.abc import Mapping
@@ -11,10 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
 from clbench.composition import compose
-from clbench.config import read_toml
 from clbench.errors import UserError, unknown
 from clbench.strategy import Strategy
 from clbench.stream import Stream
@@ -63,6 +64,18 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
+def hub_cache() -> Path:
+    """Return the directory in which models and data from the hub are kept."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def cached_models() -> list[str]:
+    """Return the ids of the models in the hub's cache, without loading its library."""
+    folders = sorted(path.name for path in hub_cache().glob("models--*") if path.is_dir())
+    return ["/".join(name.split("--")[1:]) for name in folders]
+
+
 def stream(name: str) -> Stream:
     """Return the stream of this name; raises UserError."""
     found = load(STREAMS, name)
@@ -76,6 +89,8 @@ def preset(name: str) -> Mapping[str, Any]:
     found = Path(name) if name.endswith(".toml") else load(PRESETS, name)
     if isinstance(found, Mapping):
         return found
+    from clbench.config import read_toml
+
     return read_toml(Path(found))
 
 
@@ -134,6 +149,8 @@ def _build(name: str, params: Mapping[str, Any]) -> Strategy:
 
 
 def _checked(what: str, hint: Any, value: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

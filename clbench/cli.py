@@ -1,0 +1,210 @@
+"""The command line: verbs, and one sentence for what cannot be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import clbench
+from clbench.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from clbench.results import Record
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEBUG = "clbench.debug"
+BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 3, 130
+
+
+class Verbs(click.Group):
+    """Shortens what users can put right to a sentence on stderr; --debug shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb and turn its errors into exit codes."""
+        try:
+            return super().invoke(ctx)
+        except (UserError, RunFailed) as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            click.echo(f"clbench: {error}", err=True)
+            ctx.exit(BAD_INPUT if isinstance(error, UserError) else FAILED_RUN)
+        except KeyboardInterrupt:
+            if ctx.meta.get(DEBUG):
+                raise
+            click.echo("clbench: interrupted; the same command takes it up again", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def common(command: F) -> F:
+    """Add what every verb understands."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value
+
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=remember, help="Show tracebacks."
+    )
+    return debug(command)
+
+
+def positions(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Read an order such as 2,0,1; raises UserError."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise UserError(f"order {value!r} is not positions such as 2,0,1") from None
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(clbench.__version__, prog_name="clbench")
+@common
+def main() -> None:
+    """Measure how much a language model forgets when it learns one task after another."""
+
+
+@main.command()
+@click.option("--stream", help="What is learned, task after task.")
+@click.option("--strategy", help="How, e.g. lora-null, lora+ewc or ./mine.py:Mine.")
+@click.option("--model", help="tiny (default), a local directory or a hub id.")
+@click.option("--revision", help="Revision of a model from the hub.")
+@click.option("--data", help="Edition of the stream; by default tiny for tiny, else full.")
+@click.option("--preset", help="Named settings; by default those of the stream's data.")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Settings as TOML.")
+@click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of everything random; 0 by default.")
+@click.option("--order", callback=positions, help="Order of the tasks, e.g. 2,0,1.")
+@click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
+@click.option(
+    "--reference",
+    multiple=True,
+    type=click.Choice(["base", "single", "joint"]),
+    help="Reference runs to compare with; may be repeated.",
+)
+@click.option("--targets", help="Pattern of the layers to adapt; all of the decoder by default.")
+@click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
+@click.option("--dtype", help="auto (default), float32, bfloat16 or float16.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--isolation", help="Where generated code runs: auto (default), ..., or none.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
+@click.option("--fresh", is_flag=True, help="Delete what the run directory holds and start anew.")
+@click.option("-v", "--verbose", count=True, help="Show the steps of each phase.")
+@click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
+@as_json
+@common
+def run(
+    stream: str | None,
+    strategy: str | None,
+    file: Path | None,
+    settings: tuple[str, ...],
+    size: str | None,
+    out: Path | None,
+    fresh: bool,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Learn a stream with a strategy, scoring after every task; goes on where it stopped."""
+    from clbench import api, progress
+
+    chosen = (*settings, f"eval.size={size}") if size else settings
+    options["reference"] = options["reference"] or None
+    config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
+    display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
+
+    from clbench import experiment  # loads torch: after everything that is quick to refuse
+
+    record = experiment.run(config, out=out, fresh=fresh, progress=display)
+    _print(record, out or config.directory(), as_json)
+
+
+@main.command(name="list")
+@as_json
+@common
+def list_(as_json: bool) -> None:
+    """List strategies, streams, models and presets, and the package each comes from."""
+    from clbench import registry
+
+    kinds = {
+        "strategies": registry.STRATEGIES,
+        "streams": registry.STREAMS,
+        "models": registry.MODELS,
+        "presets": registry.PRESETS,
+    }
+    found = {
+        kind: [{"name": e.name, "package": e.package, "version": e.version} for e in entries]
+        for kind, entries in ((kind, registry.listing(group)) for kind, group in kinds.items())
+    }
+    found["models"] += [
+        {"name": name, "package": "in the cache", "version": ""}
+        for name in registry.cached_models()
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    width = max(len(entry["name"]) for entries in found.values() for entry in entries)
+    for kind, entries in found.items():
+        click.echo(f"{kind}:")
+        for entry in entries:
+            origin = f"{entry['package']} {entry['version']}".rstrip()
+            click.echo(f"  {entry['name']:{width}}  {origin}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@as_json
+@common
+def show(run: Path, as_json: bool) -> None:
+    """Print the result of a finished or unfinished RUN: its directory or record."""
+    from clbench.results import Record
+
+    _print(Record.load(run), run if run.is_dir() else run.parent, as_json)
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@as_json
+@common
+def compare(a: Path, b: Path, as_json: bool) -> None:
+    """Print the paired differences of runs A and B: per score and metric, with intervals."""
+    from clbench import statistics
+    from clbench.report import text
+
+    lines = statistics.compare(a, b)
+    if as_json:
+        click.echo(json.dumps([line._asdict() for line in lines], indent=1))
+    else:
+        click.echo(text.comparison(lines, str(a), str(b)))
+
+
+@main.command()
+@as_json
+@common
+def doctor(as_json: bool) -> None:
+    """Report isolation, device, threads, caches, versions and plugins of this machine."""
+    from clbench import doctor
+
+    rows = doctor.examine()
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        click.echo(doctor.as_text(rows))
+
+
+def _print(record: Record, place: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False))
+        return
+    from clbench.report import text
+
+    click.echo(text.result(record, place))
