@@ -155,6 +155,11 @@ class FactorLinear(AdaptedLinear):
         """Return the rank of this layer's factors."""
         return self.down.shape[0]
 
+    @property
+    def attached_down(self) -> Tensor:
+        """Return `down` as it was attached, (rank, in)."""
+        return (self.down if self.down0 is None else self.down0).detach()
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted output, in the dtype of the base layer's output."""
         y: Tensor = self.base(x)

@@ -42,6 +42,12 @@ def bottom_eigenvectors(moment: Tensor, count: int) -> Tensor:
     return eigenvectors(moment, moment.shape[0] - count, count)
 
 
+def spectrum(moment: Tensor) -> Tensor:
+    """Return the eigenvalues of a second moment from the largest down, (n,) float64, none < 0."""
+    ascending: Tensor = torch.linalg.eigvalsh(_float64(moment))
+    return ascending.flip(0).clamp(min=0.0)
+
+
 def input_factors(weight: Tensor, directions: Tensor, scale: float) -> Factors:
     """Return balanced factors of `weight @ N @ N.T` for orthonormal columns N, (in, r).
 
