@@ -38,13 +38,12 @@ def as_text(findings: list[Finding]) -> str:
 
 
 def _isolation() -> Iterator[Finding]:
-    found = sandbox.find_isolation("auto")
-    if found is None:
-        yield Finding("isolation", False, sandbox.why_refused("auto"))
-        return
-    yield Finding("isolation", True, f"{found.name}, Python {found.python}")
-    for row in found.detail:
-        yield Finding(f"  {row.name}", row.blocked, "blocked" if row.blocked else row.found)
+    search = sandbox.search_isolation()
+    yield Finding("isolation", search.isolation is not None, search.sentence)
+    for attempt in search.attempts:
+        for row in attempt.rows:
+            name = f"  {attempt.backend}: {row.name}"
+            yield Finding(name, row.blocked, "blocked" if row.blocked else row.found)
 
 
 def _compute() -> Iterator[Finding]:
