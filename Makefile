@@ -14,15 +14,17 @@ test: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-# The stamps hold for a lock and a pyproject.toml that did not change since.
-$(VENV)/run.stamp: requirements.lock pyproject.toml
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+
+# The stamps hold for a lock and a pyproject.toml that did not change since.
+$(VENV)/run.stamp: requirements.lock pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --no-deps --no-build-isolation -e .
 	touch $@ $(VENV)/run.stamp
