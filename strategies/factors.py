@@ -32,7 +32,6 @@ class FactorStrategy(Strategy):
     """
 
     form: ClassVar[Form] = "difference"
-    trains: ClassVar[Side] = "both"
 
     rank: int = 16
     alpha: float | None = None
@@ -53,6 +52,10 @@ class FactorStrategy(Strategy):
     def scale(self) -> float:
         """Return alpha / rank, of the requested rank even where a narrow layer gets less."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def trained_side(self) -> Side:
+        """Return which factors train; the other one is frozen."""
+        return "both"
 
     @abstractmethod
     def starts(self, model: nn.Module, task: TaskContext) -> Iterable[Start]:
@@ -81,7 +84,7 @@ class FactorStrategy(Strategy):
             start.layer,
             *start.factors,
             scale=self.scale,
-            trains=self.trains,
+            trains=self.trained_side(),
             form=self.form,
             carry=self.between_tasks == "carry",
         )

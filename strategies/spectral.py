@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,13 @@ from .factors import FactorStrategy, Start
 class Spectral(FactorStrategy):
     """Starting factors from directions of the weight, of its inputs, or at random."""
 
-    sources: ClassVar[tuple[str, ...]] = ()  # covariances that `directions` reads, in order
+    def sources(self) -> tuple[str, ...]:
+        """Return whose covariances `directions` reads, in the order it is given them."""
+        return ()
 
     def calibration_sources(self) -> frozenset[str]:
-        """Return the covariances that the selector reads."""
-        return frozenset(self.sources)
+        """Return the covariances that the driver has to measure."""
+        return frozenset(self.sources())
 
     def directions(self, moments: tuple[Tensor, ...], generator: torch.Generator) -> Any:
         """Return what one shared layer input contributes; `moments` holds one per source."""
@@ -60,7 +62,7 @@ class Spectral(FactorStrategy):
     def _moments(self, task: TaskContext) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
         """Yield every target with its covariances, in the order that a lazy mapping streams."""
         maps: list[Covariances] = []
-        for source in self.sources:
+        for source in self.sources():
             covariances = task.covariances.get(source, {})
             missing = [name for name in task.targets if name not in covariances]
             if missing:
@@ -83,7 +85,9 @@ class LoraNull(Spectral):
     nothing, and no threshold is involved: the dimension of the null space is the rank.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("world",)
+    def sources(self) -> tuple[str, ...]:
+        """Return the source of the inputs that must be protected."""
+        return ("world",)
 
     def directions(self, moments: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Return N, (in, rank), on the input side."""
@@ -99,4 +103,6 @@ class LoraNull(Spectral):
 class LoraNullV2(LoraNull):
     """LoRA-Null with `down` frozen (arXiv 2503.02659v1), so that it stays in the null space."""
 
-    trains: ClassVar[Side] = "up"
+    def trained_side(self) -> Side:
+        """Return up alone."""
+        return "up"
