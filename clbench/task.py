@@ -20,7 +20,8 @@ class Eval:
     """A scored test, run by lm-eval; its number is in 0..1, higher is better.
 
     `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or the
-    fields of a task of ours. `metric` is the pinned key under lm-eval's `results[task]`,
+    fields of a task of ours, with `docs` (a function that returns documents, each with an
+    `id`; `reference` is a right response in full) in place of a data set. `metric` is the pinned key under lm-eval's `results[task]`,
     "metric,filter"; a key that lm-eval does not print is an error, never a guess.
     With `execution="cases"` every document has `entry_point` and `cases` (a list of
     [arguments, expected]) and the score is pass@1 by running the completion in the sandbox.
@@ -36,6 +37,7 @@ class Eval:
     open_answer: bool = False  # record the format-drift fields of docs/measurement
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
+    long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     about: str = ""
 
 

@@ -1,0 +1,218 @@
+"""What one eval asks: which documents, with which prompts, and the digests that say so."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clbench import drift, evalresult
+from clbench.config import EvalConfig
+from clbench.decoding import Generation
+from clbench.digests import canonical_json, digest, items_digest
+from clbench.evalresult import Item
+from clbench.task import Eval
+
+DEFAULT_NEW_TOKENS = 256  # lm-eval's, where an eval sets none
+FULL_RANK_ITEMS = 500
+PERCENT_METRICS = frozenset({"bleu", "chrf"})  # reported in 0..100
+
+
+class EvalPlan:
+    """An eval bound to its documents: which are scored, with which prompts, under which digest."""
+
+    def __init__(self, spec: Eval, task: Any, config: EvalConfig) -> None:
+        """Choose the documents and build their prompts; `task` is lm-eval's."""
+        self.spec, self.task = spec, task
+        self.everything: Sequence[Mapping[str, Any]] = task.eval_docs
+        names = [str(doc.get("id", i)) for i, doc in enumerate(self.everything)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"documents of {spec.id} share an id")
+        self.indices = self._subset(names, config)
+        task.build_all_requests(samples=self.indices, rank=0, world_size=1)
+        self.limited = len(self.indices) < len(names)
+        self.ids = [names[i] for i in self.indices]
+        self.docs = [self.everything[i] for i in self.indices]
+        self.prompts = [first_prompt(self.task, at) for at in range(len(self.ids))]
+        self.rank_ids = self._rank_ids(config)
+        self.candidates = self._candidates(names)
+        self.blank = [self._blank_item(at) for at in range(len(self.ids))]
+        self.items_digest = items_digest(self.blank)
+        self.task_digest = digest(self._task_identity())
+
+    def _subset(self, names: Sequence[str], config: EvalConfig) -> list[int]:
+        sizes = [config.samples, self.spec.default_items if config.size == "default" else None]
+        size = min([len(names), *(size for size in sizes if size is not None)])
+        chosen = set(drift.seeded_order(names, f"items|{self.spec.id}")[:size])
+        return [i for i, name in enumerate(names) if name in chosen]  # lm-eval needs them sorted
+
+    def _rank_ids(self, config: EvalConfig) -> list[str]:
+        if not self.spec.open_answer:
+            return []
+        usual = self.spec.rank_items if config.size == "default" else FULL_RANK_ITEMS
+        size = usual if config.rank_items is None else config.rank_items
+        chosen = set(drift.seeded_order(self.ids, f"rank|{self.spec.id}")[:size])
+        return [name for name in self.ids if name in chosen]
+
+    def _candidates(self, names: Sequence[str]) -> dict[str, list[str]]:
+        if not self.rank_ids:
+            return {}
+        documents = dict(zip(names, self.everything, strict=True))
+        golds = {name: accepted(self.task, doc) for name, doc in documents.items()}
+        kinds = {name: str(doc.get("kind", "")) for name, doc in documents.items()}
+        drawn = drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}")
+        given = {name: documents[name].get("candidates") for name in self.rank_ids}
+        return {name: given[name] or drawn[name] for name in self.rank_ids}
+
+    def _blank_item(self, at: int) -> Item:
+        doc, prompt = self.docs[at], self.prompts[at]
+        gold = doc["cases"] if self.spec.execution else accepted(self.task, doc)
+        cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
+        return evalresult.new_item(self.ids[at], str(cluster), digest(prompt), plain(gold))
+
+    def _task_identity(self) -> dict[str, Any]:
+        config = self.task.config
+        return {
+            "id": self.spec.id,
+            "version": self.spec.version,
+            "items": self.items_digest,
+            "output_type": config.output_type,
+            "stops": self.stops,
+            "filters": plain(config.filter_list),
+            "metric": self.spec.metric,
+            "metrics": plain(config.metric_list),
+            "candidates": self.candidates,
+            "shots": config.num_fewshot,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return, for the record, how this eval is asked and read."""
+        limit = {"items": len(self.ids), "ids_digest": digest(self.ids)}
+        return {
+            "version": self.spec.version,
+            "metric": self.spec.metric,
+            "chance": self.spec.chance,
+            "task_digest": self.task_digest,
+            "items_digest": self.items_digest,
+            "output_type": self.task.config.output_type,
+            "shots": self.task.config.num_fewshot,
+            "stops": self.stops,
+            "new_tokens": self.new_tokens,
+            "limit": limit if self.limited else None,
+            "rank_items": len(self.rank_ids),
+            "chat_template": None,
+        }
+
+    @property
+    def stops(self) -> list[str] | None:
+        """Return what ends a generation, None for an eval that generates nothing."""
+        settings = self.task.config.generation_kwargs
+        return None if settings is None else stops_of(settings)
+
+    @property
+    def new_tokens(self) -> int | None:
+        """Return the cap on new tokens, None for an eval that generates nothing."""
+        settings = self.task.config.generation_kwargs
+        return None if settings is None else new_tokens_of(settings)
+
+    @functools.cached_property
+    def aliases(self) -> dict[str, list[str]]:
+        """Return the accepted answers of each item."""
+        return {
+            name: accepted(self.task, doc) for name, doc in zip(self.ids, self.docs, strict=True)
+        }
+
+
+def accepted(task: Any, doc: Mapping[str, Any]) -> list[str]:
+    """Return the right answers of a document as texts, the canonical one first."""
+    target = task.doc_to_target(doc)
+    targets = target if isinstance(target, list) else [target]
+    if task.config.doc_to_choice is not None:
+        choices = task.doc_to_choice(doc)
+        targets = [choices[t] if isinstance(t, int) else t for t in targets]
+    return [t if isinstance(t, str) else canonical_json(plain(t)) for t in targets]
+
+
+def stops_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return the stops of lm-eval's generation settings."""
+    until = settings["until"]
+    return [until] if isinstance(until, str) else list(until)
+
+
+def new_tokens_of(settings: Mapping[str, Any]) -> int:
+    """Return the cap on new tokens of lm-eval's generation settings."""
+    return int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
+
+
+def first_prompt(task: Any, at: int) -> str:
+    """Return the prompt of the document at a position; options share theirs."""
+    return str(next(i.args[0] for i in task.instances if i.doc_id == at))
+
+
+def plain(value: Any) -> Any:
+    """Return a value of lm-eval as JSON holds it; a function becomes its name."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.__qualname__ if callable(value) else value
+
+
+def gold_texts(plan: EvalPlan, name: str) -> list[str]:
+    """Return the accepted answers whose likelihood counts, the canonical one first."""
+    return list(dict.fromkeys(plan.aliases[name]))[: drift.MAX_ALIASES]
+
+
+def read_items(
+    plan: EvalPlan, samples: Sequence[Mapping[str, Any]], generations: Sequence[Generation]
+) -> list[Item]:
+    """Return one item per document from what lm-eval logged, once per filter.
+
+    Raises ValueError if a logged id does not belong to its document.
+    """
+    items = copy.deepcopy(plan.blank)
+    position = {index: at for at, index in enumerate(plan.indices)}
+    metric_filter = plan.spec.metric.partition(",")[2]
+    for sample in samples:
+        at = position[sample["doc_id"]]
+        item = items[at]
+        if str(sample["doc"].get("id", sample["doc_id"])) != item["id"]:
+            raise ValueError(f"lm-eval logged {item['id']} of {plan.spec.id} as another document")
+        for metric in sample["metrics"]:
+            item["scores"][f"{metric},{sample['filter']}"] = plain(sample[metric])
+        if generations:
+            if sample["filter"] == metric_filter or item["filtered"] is None:
+                item["filtered"] = plain(sample["filtered_resps"][0])
+        else:
+            item["lls"] = [float(resps[0][0]) for resps in sample["resps"]]
+    for item, generation in zip(items, generations, strict=False):
+        item |= {
+            "output": generation.text,
+            "stop_reason": generation.stop_reason,
+            "tokens": len(generation.ids),
+        }
+    for item in items:
+        value = item["scores"].get(plan.spec.metric)
+        item["score"] = float(value) if isinstance(value, int | float) else None
+    return items
+
+
+def read_metric(plan: EvalPlan, results: Mapping[str, Any], key: str) -> float:
+    """Return a score by its exact key "metric,filter".
+
+    Raises KeyError for a key that lm-eval did not print, and ValueError for a number outside
+    0..1, such as the 999 of the metric `bypass`.
+    """
+    printed = results[plan.task.task_name]
+    if key not in printed:
+        found = ", ".join(sorted(k for k in printed if "," in k and "_stderr" not in k))
+        raise KeyError(f"{plan.spec.id} has no result {key!r}; lm-eval printed: {found}")
+    score = float(printed[key])
+    if key.partition(",")[0] in PERCENT_METRICS:
+        score /= 100
+    if not 0.0 <= score <= 1.0:
+        raise ValueError(f"{key!r} of {plan.spec.id} is {score}, not a score in 0..1")
+    return score

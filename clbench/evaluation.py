@@ -1,0 +1,409 @@
+"""Scores a model through lm-eval, in process; the only file that imports lm_eval."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import lm_eval.evaluator
+import torch
+import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from torch import nn
+
+from clbench import decoding, drift, evalcache, evalresult
+from clbench.config import EvalConfig
+from clbench.decoding import Alternatives, Generation
+from clbench.errors import UserError, unknown
+from clbench.evalplan import (
+    EvalPlan,
+    accepted,
+    gold_texts,
+    new_tokens_of,
+    read_items,
+    read_metric,
+    stops_of,
+)
+from clbench.evalresult import EvalResult, Item
+from clbench.sandbox import Isolation
+from clbench.task import Eval
+
+FEWSHOT_SEED = 1234  # lm-eval's default
+IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
+
+
+class Harness(HFLM):  # type: ignore[misc]
+    """lm-eval's model around one in memory: greedy, silent, and keeping what it generated."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
+        with quiet():
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.seconds = {"generate": 0.0, "likelihood": 0.0, "execute": 0.0}
+        self.generations: list[Generation] = []
+        self.num_tokens = 0
+        self.num_truncated = 0  # prompts that did not fit
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Answer the requests of one eval; all of them have its settings."""
+        settings = requests[0].args[1]
+        prompts = [request.args[0] for request in requests]
+        self.generations = self.write(prompts, stops_of(settings), new_tokens_of(settings))
+        return [generation.text for generation in self.generations]
+
+    def write(
+        self, prompts: Sequence[str], stops: Sequence[str], max_new_tokens: int
+    ) -> list[Generation]:
+        """Continue prompts in batches of similar length; the order stays."""
+        start = time.monotonic()
+        room = self.max_length - max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"{max_new_tokens} new tokens do not fit in the model's {self.max_length}"
+            )
+        ids = [self.tok_encode(prompt) for prompt in prompts]
+        self.num_truncated += sum(len(row) > room for row in ids)
+        order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), ids[i]))
+        written: dict[int, Generation] = {}
+        for at in range(0, len(order), self.batch_size):
+            batch = order[at : at + self.batch_size]
+            generations = decoding.generate(
+                self.model,
+                [ids[i][-room:] for i in batch],
+                self.tokenizer,
+                stops=stops,
+                max_new_tokens=max_new_tokens,
+            )
+            written.update(zip(batch, generations, strict=True))
+        self.num_tokens += sum(len(generation.ids) for generation in written.values())
+        self.seconds["generate"] += time.monotonic() - start
+        return [written[i] for i in range(len(ids))]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Score continuations as lm-eval does."""
+        start = time.monotonic()
+        answers = super().loglikelihood(requests, disable_tqdm=True)
+        self.seconds["likelihood"] += time.monotonic() - start
+        return list(answers)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        limit = self.max_length + 1
+        self.num_truncated += sum(len(ctx) + len(cont) > limit for _, ctx, cont in requests)
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def alternatives(self, prompt: str, continuations: Sequence[str]) -> Alternatives:
+        """Tokenize continuations of one prompt as lm-eval does for its log-likelihoods."""
+        pairs = [self._encode_pair(prompt, continuation) for continuation in continuations]
+        return Alternatives(tuple(pairs[0][0]), tuple(tuple(ids) for _, ids in pairs))
+
+    def score(self, items: Sequence[Alternatives]) -> list[list[float]]:
+        """Return log-likelihoods, reading each prompt once for all of its continuations."""
+        start = time.monotonic()
+        scores = decoding.score_alternatives(
+            self.model, items, self.tokenizer.pad_token_id, self.batch_size
+        )
+        self.seconds["likelihood"] += time.monotonic() - start
+        return scores
+
+
+class Oracle(LM):  # type: ignore[misc]
+    """Writes the gold through an eval's own stops: what it scores is the eval's ceiling."""
+
+    def __init__(self, task: ConfigurableTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Return each document's reference answer, cut at the stops."""
+        return [
+            decoding.cut_at_stops(self.reference(request.doc), stops_of(request.args[1]))
+            for request in requests
+        ]
+
+    def reference(self, doc: Mapping[str, Any]) -> str:
+        """Return a right answer as a model would write it."""
+        if "reference" in doc:
+            return str(doc["reference"])
+        return str(self.task.config.target_delimiter) + accepted(self.task, doc)[0]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Return certainty for accepted options and none for the others."""
+        delimiter = str(self.task.config.target_delimiter)
+        return [
+            (0.0, True)
+            if request.args[1].removeprefix(delimiter) in accepted(self.task, request.doc)
+            else (IMPOSSIBLE, False)
+            for request in requests
+        ]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """Refuse: a text's likelihood has no gold."""
+        raise NotImplementedError
+
+
+class Documents(list[dict[str, Any]]):
+    """Documents as lm-eval reads a data set, without Arrow, which has no mixed lists."""
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """Return the columns by name."""
+        return self[0]
+
+
+def build_task(spec: Eval) -> ConfigurableTask:
+    """Return lm-eval's task of an eval: its own by name, or ours from its fields.
+
+    Raises KeyError for a name that lm-eval does not know.
+    """
+    if isinstance(spec.config, str):
+        task = TaskManager().load([spec.config])["tasks"][spec.config]
+    else:
+        fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
+        docs = fields.pop("docs")
+        fields |= {
+            "task": spec.id,
+            "custom_dataset": lambda **_: {"test": Documents(docs())},
+            "test_split": "test",
+            "metadata": {"version": spec.version},
+        }
+        task = ConfigurableTask(config=fields)
+    if task.config.num_fewshot is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    return task
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's log and progress bars; the display of a run is not its own."""
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, lm_eval.api.task.tqdm
+    logger.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+
+
+def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
+    """Run one eval; lm-eval's caches are off, because the model is in neither of their keys."""
+    name = plan.task.task_name
+    with quiet():
+        return dict(
+            lm_eval.evaluator.evaluate(
+                lm=lm,
+                task_dict={"tasks": {name: plan.task}},
+                samples={name: plan.indices},
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+        )
+
+
+class Evaluator:
+    """Scores models on a set of evals, the same documents and prompts every time.
+
+    Evals are plan on first use. `tokenizer` is copied, because scoring may give it a
+    padding token. `model_info` needs "tokenizer_digest" and "dtype" where results are cached.
+    """
+
+    def __init__(
+        self,
+        model_info: Mapping[str, Any],
+        tokenizer: Any,
+        evals: Sequence[Eval],
+        config: EvalConfig,
+        *,
+        isolation: Isolation | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.model_info = model_info
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.evals = {spec.id: spec for spec in evals}
+        self.config = config
+        self.isolation = isolation
+        self.cache_dir = cache_dir
+        self._plans: dict[str, EvalPlan] = {}
+        self._ceilings: dict[str, float] = {}
+        self._alternatives: dict[str, dict[str, Alternatives]] = {}
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        eval_ids: Sequence[str] | None = None,
+        weights_digest: str | None = None,
+    ) -> dict[str, EvalResult]:
+        """Score a model on some or all evals; it is left in the mode it came in.
+
+        With `weights_digest` and a cache folder, an eval that was run before with exactly
+        these weights, tokenizer, items and settings is read back. Raises UserError for an
+        unknown eval and KeyError for a pinned metric that lm-eval does not print.
+        """
+        wanted = list(self.evals if eval_ids is None else eval_ids)
+        for name in wanted:
+            if name not in self.evals:
+                raise unknown("eval", name, self.evals)
+        return {name: self._evaluate_or_recall(model, name, weights_digest) for name in wanted}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return, for the record, how each eval is run and read."""
+        return {
+            name: self.plan(name).describe() | {"ceiling": self.ceiling(name), "engine": engine()}
+            for name in self.evals
+        }
+
+    def plan(self, name: str) -> EvalPlan:
+        """Return what an eval asks, its documents loaded."""
+        if name not in self._plans:
+            spec = self.evals[name]
+            with quiet():
+                self._plans[name] = EvalPlan(spec, build_task(spec), self.config)
+        return self._plans[name]
+
+    def ceiling(self, name: str) -> float:
+        """Return the score of an oracle that writes the gold through the eval's stops.
+
+        For code it is the share of references that the stops leave whole; `check_code` runs
+        them.
+        """
+        if name not in self._ceilings:
+            plan = self.plan(name)
+            oracle = Oracle(plan.task)
+            if plan.spec.execution:
+                texts = [oracle.reference(doc) for doc in plan.docs]
+                whole = [decoding.cut_at_stops(t, plan.stops or ()) == t for t in texts]
+                self._ceilings[name] = sum(whole) / len(whole)
+            else:
+                results = run_harness(oracle, plan)["results"]
+                self._ceilings[name] = read_metric(plan, results, plan.spec.metric)
+        return self._ceilings[name]
+
+    def _evaluate_or_recall(
+        self, model: nn.Module, name: str, weights_digest: str | None
+    ) -> EvalResult:
+        if self.cache_dir is None or weights_digest is None:
+            return self._evaluate(model, name, weights_digest)
+        identity = self._identity(name, weights_digest)
+        stored = evalcache.load(self.cache_dir, identity)
+        if stored is not None:
+            return EvalResult.from_cache(stored)
+        result = self._evaluate(model, name, weights_digest)
+        evalcache.store(self.cache_dir, identity, result.to_json())
+        return result
+
+    def _identity(self, name: str, weights_digest: str) -> dict[str, Any]:
+        plan = self.plan(name)
+        return {
+            "weights": weights_digest,
+            "tokenizer": self.model_info["tokenizer_digest"],
+            "dtype": self.model_info["dtype"],
+            "task": plan.task_digest,
+            "generation": {
+                "new_tokens": plan.new_tokens,
+                "long_tokens": plan.spec.long_tokens if plan.spec.open_answer else None,
+                "batch_size": self.config.batch_size,
+            },
+            "rank_ids": plan.rank_ids,
+            "chat_template": None,
+            "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
+            "engine": engine(),
+        }
+
+    def _evaluate(self, model: nn.Module, name: str, weights_digest: str | None) -> EvalResult:
+        plan = self.plan(name)
+        with decoding.eval_mode(model):
+            harness = Harness(model, self.tokenizer, self.config.batch_size)
+            run = run_harness(harness, plan)
+            items = read_items(plan, run["samples"][plan.task.task_name], harness.generations)
+            if plan.spec.open_answer:
+                self._add_drift(harness, plan, items)
+        if plan.spec.execution:
+            start = time.monotonic()
+            evalresult.run_code(items, plan.docs, plan.spec.metric, self.isolation)
+            harness.seconds["execute"] += time.monotonic() - start
+            score, note = evalresult.code_score(items, self.isolation)
+        else:
+            score, note = read_metric(plan, run["results"], plan.spec.metric), None
+        flags = evalresult.cell_flags(
+            items, limited=plan.limited, truncated=harness.num_truncated > 0
+        )
+        if plan.spec.execution and self.isolation is not None and not self.isolation.isolated:
+            flags.append("unisolated")
+        others = {key: read_metric(plan, run["results"], key) for key in plan.spec.other_metrics}
+        return EvalResult(
+            score=score,
+            reason="refused" if score is None else None,
+            note=note,
+            flags=tuple(flags),
+            items=items,
+            num_items=len(items),
+            items_digest=plan.items_digest,
+            task_digest=plan.task_digest,
+            ceiling=self.ceiling(name),
+            others=others,
+            counts=evalresult.count_items(items),
+            seconds=harness.seconds,
+            tokens_generated=harness.num_tokens,
+            weights_digest=weights_digest,
+        )
+
+    def _add_drift(self, harness: Harness, plan: EvalPlan, items: Sequence[Item]) -> None:
+        """Write the fields that tell a changed format from lost knowledge."""
+        prompts = dict(zip(plan.ids, plan.prompts, strict=True))
+        for item in items:
+            item["em"] = item["score"]
+        missed = [item["id"] for item in items if item["em"] != 1]
+        texts = harness.write([prompts[n] for n in missed], (), plan.spec.long_tokens)
+        outputs = {n: generation.text for n, generation in zip(missed, texts, strict=True)}
+        evalresult.add_lenient(items, plan.aliases, outputs, f"floor|{plan.spec.id}")
+        alternatives = self._alternatives_of(harness, plan)
+        scores = harness.score([alternatives[item["id"]] for item in items])
+        for item, totals in zip(items, scores, strict=True):
+            ids = alternatives[item["id"]].continuations
+            means = [total / len(c) for total, c in zip(totals, ids, strict=True)]
+            num_aliases = len(gold_texts(plan, item["id"]))
+            item["gold_ll"] = max(means[:num_aliases])
+            if item["id"] in plan.candidates:
+                item["gold_rank"] = drift.gold_rank([means[0], *means[num_aliases:]])
+
+    def _alternatives_of(self, harness: Harness, plan: EvalPlan) -> dict[str, Alternatives]:
+        """Return each item's aliases and distractors as tokens; they are the same for all rows."""
+        if plan.spec.id not in self._alternatives:
+            self._alternatives[plan.spec.id] = {
+                name: harness.alternatives(
+                    prompt,
+                    [
+                        " " + text
+                        for text in gold_texts(plan, name) + plan.candidates.get(name, [])[1:]
+                    ],
+                )
+                for name, prompt in zip(plan.ids, plan.prompts, strict=True)
+            }
+        return self._alternatives[plan.spec.id]
+
+
+def engine() -> dict[str, str]:
+    """Return the name and the versions of what generates."""
+    return {
+        "name": "hf",
+        "lm_eval": version("lm_eval"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
