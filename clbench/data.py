@@ -162,9 +162,10 @@ def _labels(example: Example) -> list[int]:
 
 
 def _first_fit(examples: Sequence[Example], max_length: int) -> list[list[Example]]:
+    """Fill rows with the longest examples first, each into the first row with room."""
     bins: list[list[Example]] = []
     room: list[int] = []
-    for example in examples:
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
         size = len(example.ids)
         if size > max_length:
             raise UserError(f"an example of {size} tokens does not fit max_length {max_length}")
