@@ -181,7 +181,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def resolve(
     run: Mapping[str, Any],
-    parts: Mapping[str, Mapping[str, str]],
+    parts: Mapping[str, Mapping[str, bool]],
     *,
     preset: Mapping[str, Any] | None = None,
     file: Mapping[str, Any] | None = None,
@@ -190,7 +190,7 @@ def resolve(
     """Merge the layers into one checked configuration.
 
     `run` holds the options given by name (stream, strategy, ...). `parts` holds, per part of
-    the strategy, its fields and their annotations. A layer is a mapping with the tables
+    the strategy, its fields and whether each may be None. A layer is a mapping with the tables
     `train`, `calibration`, `eval` and `strategies.<part>`; in the last, `lr` is the learning
     rate that this part trains with. The preset may name a `fallback` part: what it says of
     that one holds for the parts which it does not know, as far as they have such fields.
@@ -226,7 +226,7 @@ class _Merged:
         "run": RunConfig,
     }
 
-    def __init__(self, parts: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, parts: Mapping[str, Mapping[str, bool]]) -> None:
         self.parts = parts
         self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.models}
         self.params: dict[str, dict[str, Any]] = {part: {} for part in parts}
@@ -282,20 +282,19 @@ class _Merged:
         if field not in fields:
             raise unknown(f"field of {part}", field, fields)
         if part in self.parts:
-            none = value == "none" and "None" in fields[field]
-            self.params[part][field] = None if none else value
+            self.params[part][field] = None if value == "none" and fields[field] else value
             return
         if part == "train" and field in BUDGETS:
             for other in BUDGETS:
                 self.tables["train"].pop(other, None)
         self.tables[part][field] = value
 
-    def _fields(self, part: str) -> Mapping[str, str]:
+    def _fields(self, part: str) -> Mapping[str, bool]:
         if part in self.parts:
             return self.parts[part]
         nested = {*PARTS, "params"} if part == "run" else set()
         names = self.models[part].model_fields
-        return {name: "" for name in names if name not in nested}
+        return {name: True for name in names if name not in nested}
 
     def _nowhere(self, field: str, known: Iterable[str]) -> UserError:
         owners: dict[str, list[str]] = {}

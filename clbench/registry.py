@@ -89,6 +89,8 @@ def preset(name: str) -> Mapping[str, Any]:
     found = Path(name) if name.endswith(".toml") else load(PRESETS, name)
     if isinstance(found, Mapping):
         return found
+    if not isinstance(found, str | os.PathLike):
+        raise UserError(f"preset {name!r} is {found!r}, neither tables nor the path of a file")
     from clbench.config import read_toml
 
     return read_toml(Path(found))
@@ -99,13 +101,11 @@ def strategy_class(name: str) -> type[Strategy]:
     found = load(STRATEGIES, name)
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise UserError(f"strategy {name!r} is {found!r}, not a subclass of clbench.Strategy")
-    if not dataclasses.is_dataclass(found):
-        raise UserError(f"strategy {name!r} is not a dataclass; its fields are its hyperparameters")
     return found
 
 
-def parts(expression: str) -> dict[str, dict[str, str]]:
-    """Return the parts of "a+b", an implied adapter first, each with its fields' annotations."""
+def parts(expression: str) -> dict[str, dict[str, bool]]:
+    """Return the parts of "a+b", an implied adapter first; per field, whether it may be None."""
     names = expression.split("+")
     if not all(names):
         raise UserError(f"strategy {expression!r} has an empty part; write for example lora+ewc")
@@ -114,7 +114,7 @@ def parts(expression: str) -> dict[str, dict[str, str]]:
         implied = next((cls.implies for cls in classes.values() if cls.implies), None)
         if implied is not None:
             classes = {implied: strategy_class(implied), **classes}
-    return {name: _annotations(cls) for name, cls in classes.items()}
+    return {name: _fields(cls) for name, cls in classes.items()}
 
 
 def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> Strategy:
@@ -133,11 +133,10 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
 def _build(name: str, params: Mapping[str, Any]) -> Strategy:
     cls = strategy_class(name)
     hints = typing.get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(cls) if field.init]
     checked = {}
     for key, value in params.items():
-        if key not in fields:
-            raise unknown(f"field of {name}", key, fields)
+        if key not in _fields(cls):
+            raise unknown(f"field of {name}", key, _fields(cls))
         checked[key] = _checked(f"{name}.{key}", hints[key], value)
     try:
         return cls(**checked)
@@ -158,8 +157,10 @@ def _checked(what: str, hint: Any, value: Any) -> Any:
         raise UserError(f"{what} is {value!r}: {message[0].lower()}{message[1:]}") from None
 
 
-def _annotations(cls: type[Strategy]) -> dict[str, str]:
-    return {field.name: str(field.type) for field in dataclasses.fields(cls) if field.init}
+def _fields(cls: type[Strategy]) -> dict[str, bool]:
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    return {name: type(None) in typing.get_args(hints[name]) for name in names}
 
 
 def _entry(point: EntryPoint) -> Entry:
