@@ -140,9 +140,7 @@ def tensor_digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _distinct(
-    model: nn.Module, *, aliases: bool = False
-) -> list[tuple[str, Tensor, str | None]]:
+def _distinct(model: nn.Module, *, aliases: bool = False) -> list[tuple[str, Tensor, str | None]]:
     """Return (name, tensor, name of the first that shares its memory) for the state's entries."""
     first: dict[tuple[int, torch.Size], str] = {}
     found: list[tuple[str, Tensor, str | None]] = []

@@ -108,7 +108,9 @@ def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Stra
     if not adapters:
         implied = next((guard.implies for guard in guards if guard.implies), None)
         if implied is None:
-            raise UserError(f"{'+'.join(names)!r} has no adapter; write for example lora+{names[0]}")
+            raise UserError(
+                f"{'+'.join(names)!r} has no adapter; write for example lora+{names[0]}"
+            )
         adapters = [build(implied)]
     _refuse_two_that_rewrite_gradients(guards)
     if not guards:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from clbench import data, models, registry, sandbox, training
 from clbench.config import RunConfig
 from clbench.errors import UserError
-from clbench.strategy import Batch, Covariances, Example, Strategy, TaskContext
+from clbench.evaluation import Evaluator
+from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
 from clbench.task import Task
 
@@ -26,8 +30,7 @@ class Plan:
     edition: Edition
     strategy: Strategy
     device: torch.device
-    isolation: sandbox.Isolation | None
-    isolation_note: str | None  # why code cannot be run, and what to install
+    isolation: sandbox.Isolation | None  # None: generated code is not run
 
     @cached_property
     def loaded(self) -> models.Loaded:
@@ -36,15 +39,33 @@ class Plan:
         return models.load(config.model, config.dtype, self.device, revision=config.revision)
 
     @cached_property
+    def evaluator(self) -> Evaluator:
+        """Return what scores the model, the same documents and prompts for every row."""
+        return Evaluator(
+            self.loaded.info,
+            self.loaded.tokenizer,
+            self.edition.evals,
+            self.config.eval,
+            isolation=self.isolation,
+            cache_dir=cache_directory() / "evals",
+        )
+
+    @cached_property
+    def _examples(self) -> dict[str, list[Example]]:
+        return {}
+
+    @cached_property
     def pad_id(self) -> int:
         """Return the id that fills batches."""
         return data.pad_id(self.loaded.tokenizer)
 
     def examples(self, task: Task) -> list[Example]:
-        """Return the tokenized training examples of a task."""
-        return data.encode(
-            task.train(), self.loaded.tokenizer, task.name, self.config.train.max_length
-        )
+        """Return the tokenized training examples of a task; tokenized once."""
+        if task.name not in self._examples:
+            self._examples[task.name] = data.encode(
+                task.train(), self.loaded.tokenizer, task.name, self.config.train.max_length
+            )
+        return self._examples[task.name]
 
     def budget(self, task: Task) -> int:
         """Return the tokens a task may see; a joint task may see the sum of its parts'."""
@@ -56,7 +77,6 @@ class Plan:
         self,
         index: int,
         examples: list[Example],
-        covariances: Mapping[str, Covariances],
         targets: tuple[str, ...],
     ) -> TaskContext:
         """Return what the strategy may know of task `index` (from 0)."""
@@ -71,9 +91,25 @@ class Plan:
             seed=self.config.seed,
             examples=lambda: list(examples),
             batches=batches,
-            covariances=covariances,
+            covariances={},
             targets=targets,
         )
+
+    def leaks(self) -> dict[str, Any]:
+        """Return how much of each eval occurs in what is trained and calibrated on."""
+        sources = {
+            f"train {t.name}": [[r.prompt, r.answer] for r in t.train()] for t in self.edition.tasks
+        }
+        sources["calibration"] = [[text] for text in self.edition.calibration()]
+        return leak.report(sources, self.evaluator.probes())
+
+
+def cache_directory() -> Path:
+    """Return where evaluations are kept: $CLBENCH_CACHE, else clbench in the user's cache."""
+    chosen = os.environ.get("CLBENCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clbench"
 
 
 def prepare(config: RunConfig) -> Plan:
@@ -84,6 +120,8 @@ def prepare(config: RunConfig) -> Plan:
         edition = edition.reordered(config.order)
     if config.tasks is not None:
         edition = edition.only(config.tasks)
+    if config.eval.split == "validation":
+        edition = edition.validating()
     if config.joint:
         edition = edition.joined()
     strategy = registry.build_strategy(config.strategy, config.params)
@@ -92,8 +130,7 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
-    isolation, note = _isolation(config, edition)
-    return Plan(config, edition, strategy, device, isolation, note)
+    return Plan(config, edition, strategy, device, _isolation(config, edition))
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,11 +151,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _isolation(config: RunConfig, edition: Edition) -> tuple[sandbox.Isolation | None, str | None]:
+def _isolation(config: RunConfig, edition: Edition) -> sandbox.Isolation | None:
     if all(e.execution is None for e in edition.evals):
-        return None, None
-    found = sandbox.find_isolation(config.isolation)
-    return found, None if found else sandbox.why_refused(config.isolation)
+        return None
+    return sandbox.find_isolation(config.isolation)
 
 
 def _quiet_libraries() -> None:

@@ -18,7 +18,7 @@ from clbench import provenance
 from clbench.errors import UserError
 from clbench.results import Record
 
-OURS = ("record.json", "items", "weights", "events.jsonl", "references", ".lock", "report.html")
+OURS = ("record.json", "items", "weights", "events.jsonl", "rescored", ".lock", "report.html")
 
 
 class RunDirectory:
@@ -60,6 +60,12 @@ class RunDirectory:
     def phases(self) -> list[dict[str, Any]]:
         """Return the finished phases in order: row, phase, seconds and what they measured."""
         return cast(list[dict[str, Any]], self.record.provenance.get("phases", []))
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Return the name of the checkpoint that the last finished phases left behind."""
+        saved = [p for p in self.phases if p["phase"] != "evaluate"]
+        return f"{saved[-1]['row']}-{saved[-1]['phase']}" if saved else None
 
     def done(self, row: int, phase: str) -> bool:
         """Tell whether the record lists this phase."""

@@ -1,0 +1,270 @@
+"""What an experiment writes into its record: who, what, with which evals, at what cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+import clbench
+from clbench import composition, models, provenance, rescoring
+from clbench.digests import digest
+from clbench.matrix import Cell, ScoreMatrix
+from clbench.phases import PHASES
+from clbench.results import Record, write_items
+
+if TYPE_CHECKING:
+    from clbench.evalresult import EvalResult
+    from clbench.preparation import Plan
+    from clbench.rundir import RunDirectory
+    from clbench.task import Task
+    from clbench.training import TrainLog
+
+
+def new_record(plan: Plan) -> Record:
+    """Return the record of a run that has not begun."""
+    config, edition = plan.config, plan.edition
+    return Record.model_validate(
+        {
+            "identity": {
+                "run_id": config.digest()[:12],
+                "suite_version": clbench.__version__,
+                "started": provenance.now(),
+                **provenance.commit(),
+            },
+            "config": {
+                "stream": config.stream,
+                "strategy": composition.label(plan.strategy),
+                "params": composition.params_by_part(plan.strategy),
+                "seed": config.seed,
+                "order": config.order,
+                "schedule": config.eval.schedule,
+                "token_budget": config.train.model_dump(
+                    include={"steps", "epochs", "tokens", "batch_size", "max_length"}
+                ),
+                "targets": config.targets,
+                "trials": config.trials,
+                "run": config.identity(),
+            },
+            "model": {"id": config.model, "revision": config.revision, "dtype": config.dtype},
+            "matrix": ScoreMatrix(
+                tasks=tuple(task.name for task in edition.tasks),
+                task_evals={task.name: tuple(e.id for e in task.evals) for task in edition.tasks},
+                world=tuple(e.id for e in edition.world),
+            ),
+            "provenance": {
+                "command": sys.argv,
+                "packages": provenance.versions(),
+                "hardware": provenance.hardware(),
+                "device": str(plan.device),
+                "threads": torch.get_num_threads(),
+                "phases": [],
+            },
+        }
+    )
+
+
+def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the blocks of the record that say what is trained and scored, and on what."""
+    config = new_record(plan).config.model_dump(mode="json") | {
+        "targets": sorted({name.rpartition(".")[2] for name in targets}),
+        "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
+    }
+    calibration = {
+        "id": plan.edition.calibration_id,
+        "text_digest": digest(list(plan.edition.calibration())),
+        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+    }
+    tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
+    return {
+        "config": config,
+        "model": plan.loaded.info,
+        "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
+        "evals": plan.evaluator.describe(),
+    }
+
+
+def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
+    rows, examples = task.train(), plan.examples(task)
+    return {
+        **task.info,
+        "license": task.license,
+        "num_rows": len(rows),
+        "num_examples": len(examples),  # the others are longer than max_length
+        "tokens": sum(len(example.ids) for example in examples),
+        "rows_digest": digest([list(row) for row in rows]),
+    }
+
+
+def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict[str, Any]:
+    """Score a row, write its items, and return what its phase commits."""
+    weights_digest = models.weights_digest(model)
+    wanted = scheduled(plan, row)
+    results = plan.evaluator.evaluate(model, wanted, weights_digest)
+    for eval_id, result in results.items():
+        write_items(book.path, row, eval_id, result.items)
+    found = cells(results, weights_digest)
+    missing = Cell(None, reason="not_scheduled")
+    full = {e: found.get(e, missing) for e in book.record.matrix.evals}
+    parts = [result.seconds for result in results.values()]
+    return {
+        "record": {"matrix": book.record.matrix.with_row(row, full)},
+        "weights_digest": weights_digest,
+        "tokens_generated": sum(result.tokens_generated for result in results.values()),
+        "seconds_by_kind": {
+            k: sum(p.get(k, 0.0) for p in parts) for k in sorted(set().union(*parts))
+        },
+        "evals": {
+            eval_id: {
+                "others": result.others,
+                "counts": result.counts,
+                "note": result.note,
+                "cached": result.cached,
+            }
+            for eval_id, result in results.items()
+        },
+    }
+
+
+def scheduled(plan: Plan, row: int) -> list[str]:
+    """Return the evals of a row: which tasks' the schedule asks for, and the world's."""
+    tasks, schedule = plan.edition.tasks, plan.config.eval.schedule
+    last = len(tasks)
+    chosen = {
+        "full": range(last),
+        "band": range(row + 1),
+        "lower": range(row),
+        "ends": range(last) if row == last else range(row - 1, row),
+    }[schedule]
+    if row == 0 and schedule in ("band", "lower", "ends"):
+        chosen = range(last)
+    world = [] if schedule == "ends" and 0 < row < last else [e.id for e in plan.edition.world]
+    return [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+
+
+def diverge(plan: Plan, book: RunDirectory, row: int) -> None:
+    """Close the record of a run whose loss stopped being finite in the training of `row`."""
+    matrix = book.record.matrix
+    for later in range(row, len(matrix.tasks) + 1):
+        reasons = {
+            e: Cell(None, reason="diverged" if e in scheduled(plan, later) else "not_scheduled")
+            for e in matrix.evals
+        }
+        matrix = matrix.with_row(later, reasons)
+    book.save(matrix=matrix)
+    _close(book, "diverged")
+
+
+def complete(book: RunDirectory) -> None:
+    """Compute the metrics and close the record of a run that went through."""
+    refused = any(
+        cell.reason == "refused" for row in book.record.matrix.rows for cell in row.values()
+    )
+    _close(book, "refused" if refused else "complete")
+
+
+def _close(book: RunDirectory, status: str) -> None:
+    record = book.record
+    book.save(
+        metrics=rescoring.summarize_run(record, book.path),
+        cost=cost(book.phases),
+        flags=flags(record),
+        identity=record.identity.model_dump() | {"finished": provenance.now()},
+        status=status,
+    )
+
+
+def flags(record: Record) -> tuple[str, ...]:
+    """Return the flags of the whole run: those of its cells, and leaks."""
+    found = {flag for row in record.matrix.rows for cell in row.values() for flag in cell.flags}
+    leaks = cast(Mapping[str, Any], record.data.get("leak", {}))
+    return tuple(sorted(found | set(cast(Sequence[str], leaks.get("flags", [])))))
+
+
+def divergence(book: RunDirectory) -> str:
+    """Say in one sentence where a run diverged."""
+    last = next(p for p in reversed(book.phases) if p["phase"] == "train")
+    task = book.record.matrix.tasks[last["row"] - 1]
+    return (
+        f"the loss of task {task} was not finite at step {last['steps']}; the record in "
+        f"{book.path} keeps what was measured, with status diverged; a smaller --set train.lr "
+        "may help"
+    )
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Return how many elements the model has and how many of them train, tied ones once."""
+    return {
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def cells(results: Mapping[str, EvalResult], weights_digest: str) -> dict[str, Cell]:
+    """Return one row of the matrix."""
+    return {
+        eval_id: Cell(
+            score=result.score,
+            num_items=result.num_items,
+            items_digest=result.items_digest,
+            reason=result.reason,
+            flags=tuple(result.flags),
+            weights_digest=weights_digest,
+            seconds=sum(result.seconds.values()),
+            engine=result.engine,
+        )
+        for eval_id, result in results.items()
+    }
+
+
+def cost(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the finished phases cost in all, by the ids of the metrics."""
+    found: dict[str, Any] = {}
+    for name in PHASES:
+        of_kind = [p for p in phases if p["phase"] == name]
+        found[f"seconds.{name}.v1"] = sum(p["seconds"] for p in of_kind)
+        for place in ("host", "device"):
+            peaks = [p["peak_bytes"][place] for p in of_kind if place in p["peak_bytes"]]
+            if peaks:
+                found[f"peak_bytes.{place}.v1[{name}]"] = max(peaks)
+    found["seconds.v1"] = sum(p["seconds"] for p in phases)
+    for name in ("seen", "loss", "replayed", "calibrated", "generated"):
+        found[f"tokens.{name}.v1"] = sum(p.get(f"tokens_{name}", 0) for p in phases)
+    for name in ("trainable", "parameters", "kept_bytes"):
+        values = [p[name] for p in phases if name in p]
+        if values:
+            found[f"{name}.v1"] = max(values)
+    found["steps.v1"] = sum(p.get("steps", 0) for p in phases)
+    return found
+
+
+def training_facts(log: TrainLog) -> dict[str, Any]:
+    """Return what the training of one task did, without its per-step values."""
+    values = dataclasses.asdict(log)
+    kept = {k: v for k, v in values.items() if k not in ("losses", "lrs", "seconds")}
+    finite = [loss for loss in log.losses if math.isfinite(loss)]
+    return {
+        **kept,
+        "steps": log.steps,
+        "sum_lr": log.sum_lr,
+        "first_loss": finite[0] if finite else None,
+        "last_loss": sum(finite[-10:]) / len(finite[-10:]) if finite else None,
+    }
+
+
+def state_bytes(state: Any) -> int:
+    """Return the bytes that a strategy keeps between tasks: tensors, text, numbers."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(state_bytes(value) for value in state.values())
+    if isinstance(state, str):
+        return len(state.encode())
+    if isinstance(state, list | tuple | set | frozenset):
+        return sum(state_bytes(value) for value in state)
+    return 8 if isinstance(state, int | float) else 0

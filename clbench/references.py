@@ -1,0 +1,86 @@
+"""Reference runs: ordinary runs of an ordinary strategy that a result is compared with.
+
+`single` trains each task alone from the base model, `joint` trains all of them together with
+the sum of their budgets. `base` is row 0 of every run and costs nothing. They go where any run
+of their configuration goes, so that every strategy of the stream shares them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clbench import api, rescoring
+from clbench.errors import RunFailed
+from clbench.matrix import References
+from clbench.results import Record, read_items, write_items
+
+if TYPE_CHECKING:
+    from clbench.config import RunConfig
+    from clbench.preparation import Plan
+    from clbench.progress import Progress
+    from clbench.rundir import RunDirectory
+
+
+RECIPE = "lora"  # the strategy that a reference trains with, under its own settings
+
+
+def configurations(plan: Plan) -> dict[str, RunConfig]:
+    """Return the runs that the asked references need, by name: "single <task>", "joint"."""
+    config = plan.config
+    known = api.resolve(
+        config.stream, RECIPE, model=config.model, data=config.data, preset=config.preset
+    )
+    base = config.model_copy(
+        update={
+            "strategy": RECIPE,
+            "params": known.params,
+            "train": config.train.model_copy(update={"lr": known.train.lr}),
+            "trials": known.trials,
+            "reference": (),
+            "order": None,
+        }
+    )
+    found: dict[str, RunConfig] = {}
+    if "single" in config.reference:
+        for task in plan.edition.tasks:
+            found[f"single {task.name}"] = base.model_copy(update={"tasks": (task.name,)})
+    if "joint" in config.reference:
+        found["joint"] = base.model_copy(update={"joint": True})
+    return found
+
+
+def attach(plan: Plan, book: RunDirectory, progress: Progress) -> None:
+    """Run the references that are missing and score the record against all of them.
+
+    Their items are copied beside the run's own, so that it can be scored again without them.
+    Raises RunFailed for a reference without a score.
+    """
+    from clbench import experiment
+
+    scores: dict[str, dict[str, float]] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    for name, config in configurations(plan).items():
+        record = experiment.run(config, progress=progress)
+        kind, _, alone = name.partition(" ")
+        sources[kind] = (*sources.get(kind, ()), record.record_digest())
+        last = len(record.matrix.rows) - 1
+        for task in plan.edition.tasks:
+            if alone in ("", task.name):
+                evals = [e.id for e in task.evals]
+                scores.setdefault(kind, {})[task.name] = _score(record, evals)
+                for eval_id in evals:
+                    items = read_items(config.directory(), last, eval_id)
+                    write_items(book.path, kind, eval_id, items)
+    found = book.record.replace(references=References(**scores, sources=sources))
+    book.save(references=found.references, metrics=rescoring.summarize_run(found, book.path))
+
+
+def _score(record: Record, evals: Sequence[str]) -> float:
+    matrix = record.matrix
+    scores = [matrix.score(len(matrix.rows) - 1, e) for e in evals]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        raise RunFailed(f"reference run {record.identity.run_id} has no score on {evals}")
+    return math.fsum(known) / len(known)
