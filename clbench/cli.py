@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -177,14 +178,14 @@ def show(run: Path, as_json: bool) -> None:
 @common
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Print the paired differences of runs A and B: per score and metric, with intervals."""
-    from clbench import statistics
+    from clbench import comparison
     from clbench.report import text
 
-    lines = statistics.compare(a, b)
+    found = comparison.compare(a, b)
     if as_json:
-        click.echo(json.dumps([line._asdict() for line in lines], indent=1))
+        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
     else:
-        click.echo(text.comparison(lines, str(a), str(b)))
+        click.echo(text.comparison(found, str(a), str(b)))
 
 
 @main.command()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 from tabulate import tabulate
 
 from clbench.matrix import Metric, ScoreMatrix
 from clbench.progress import duration
 from clbench.results import Record
+
+if TYPE_CHECKING:
+    from clbench.comparison import Comparison, Difference
 
 NONE = "–"
 
@@ -78,9 +81,7 @@ def footnotes(record: Record) -> str:
                 flagged.setdefault(flag, []).append(eval_id)
     lines = [f"{NONE} {_names(evals)}: {WHY[reason]}" for reason, evals in missing.items()]
     lines += [f"flag {flag}: {_names(evals)}" for flag, evals in flagged.items()]
-    note = record.provenance.get("isolation_note")
-    if "refused" in missing and note:
-        lines.append(f"  {note}")
+    lines += sorted(set(_notes(record)))
     return "\n".join(lines)
 
 
@@ -119,29 +120,22 @@ def cost(spent: Mapping[str, Any]) -> str:
     return _table(rows, ["cost", ""], ("left", "right"))
 
 
-class Difference(NamedTuple):
-    """One line of a comparison: what differs, by how much, and how sure that is."""
-
-    name: str
-    a: float | None
-    b: float | None
-    difference: float | None
-    interval: tuple[float, float] | None
-    p: float | None
-
-
-def comparison(lines: Iterable[Difference], a: str, b: str) -> str:
-    """Return the differences `b - a`, in points, with paired 95 % intervals over items."""
-    rows = []
-    for line in lines:
-        sure = NONE if line.interval is None else interval(line.interval)
-        p = NONE if line.p is None else f"{line.p:.3f}"
-        change = NONE if line.difference is None else f"{100 * line.difference:+.1f}"
-        rows.append([line.name, points(line.a), points(line.b), change, sure, p])
+def comparison(found: Comparison, a: str, b: str) -> str:
+    """Return the paired differences `b - a` of two runs, in points, with what they cannot show."""
     headers = ["", "a", "b", "b - a", "95 % (items)", "p"]
     align = ("left", "right", "right", "right", "left", "right")
+    metrics = [d for d in found.metrics if d.name in SUMMARY and d.a is not None]
+    cells = [d for d in found.cells if d.a is not None or d.b is not None]
+    tables = [_table([_difference(d) for d in part], headers, align) for part in (metrics, cells)]
     legend = f"a: {a}\nb: {b}"
-    return f"{legend}\n\n{_table(rows, headers, align)}"
+    return "\n\n".join(block for block in (legend, *tables, *found.notes, found.says) if block)
+
+
+def _difference(line: Difference) -> list[str]:
+    change = NONE if line.difference is None else f"{100 * line.difference:+.1f}"
+    sure = line.reason or NONE if line.interval is None else interval(line.interval)
+    p = NONE if line.p is None else f"{line.p:.3f}"
+    return [line.name, points(line.a), points(line.b), change, sure, p]
 
 
 def points(score: float | None) -> str:
@@ -198,6 +192,14 @@ def _close(record: Record, place: Path | None) -> str:
             f"  clbench compare {place} OTHER   the paired difference of two runs",
         ]
     return "\n".join(lines)
+
+
+def _notes(record: Record) -> Iterator[str]:
+    """Yield what the evaluations had to say, e.g. what to install to run generated code."""
+    for phase in cast(Iterable[Mapping[str, Any]], record.provenance.get("phases", [])):
+        for found in phase.get("evals", {}).values():
+            if found.get("note"):
+                yield f"  {found['note']}"
 
 
 def _names(evals: Iterable[str]) -> str:
