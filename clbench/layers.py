@@ -27,6 +27,7 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
+        assert not isinstance(base, AdaptedLinear), "this layer is adapted already"
         self.base = base.requires_grad_(False)
         self._without = False
 
@@ -251,7 +252,8 @@ class FactorLinear(AdaptedLinear):
 
 def is_transposed(layer: nn.Module) -> bool:
     """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D does."""
-    return type(layer).__name__ == "Conv1D"
+    plain = layer.base if isinstance(layer, AdaptedLinear) else layer
+    return type(plain).__name__ == "Conv1D"
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, int]:
@@ -261,8 +263,11 @@ def weight_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def read_weight(layer: nn.Module) -> Tensor:
-    """Return the weight of a linear layer as (out, in), detached, in its own dtype."""
-    weight = cast(Tensor, layer.weight).detach()
+    """Return the weight that a linear layer computes with, as (out, in), in its own dtype."""
+    if isinstance(layer, AdaptedLinear):
+        weight = layer.folded()
+    else:
+        weight = cast(Tensor, layer.weight).detach()
     return weight.T if is_transposed(layer) else weight
 
 

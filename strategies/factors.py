@@ -64,7 +64,7 @@ class FactorStrategy(Strategy):
     def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Attach fresh factors, or go on with the ones that are carried."""
         carried = adapted(model)
-        if carried:
+        if carried and self.between_tasks == "carry":
             for layer in carried.values():
                 layer.start_task()
             task.trained = dict(cast("dict[str, Trained]", carried))

@@ -64,7 +64,8 @@ class Spectral(FactorStrategy):
         maps: list[Covariances] = []
         for source in self.sources():
             covariances = task.covariances.get(source, {})
-            missing = [name for name in task.targets if name not in covariances]
+            measured = set(covariances)  # not `in`, which a mapping may answer by measuring
+            missing = [name for name in task.targets if name not in measured]
             if missing:
                 raise UserError(
                     f"{self.name()} needs the {source!r} covariance of {missing[0]}; got none"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -15,6 +17,9 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from clbench.adapters import find_targets
+from clbench.strategy import Covariances, TaskContext
 
 VOCABULARY = 64
 LAYOUTS = ("llama", "qwen2", "gemma", "gpt2")
@@ -69,6 +74,26 @@ def toy_model(layout: str = "llama", *, seed: int = 0, decaying: bool = False) -
             rotation = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum))).Q
             embedding.copy_(torch.randn_like(embedding) * spectrum @ rotation)
     return model.eval()
+
+
+def toy_context(
+    model: nn.Module,
+    covariances: Mapping[str, Covariances] | None = None,
+    *,
+    index: int = 0,
+    seed: int = 0,
+    targets: str | None = None,
+) -> TaskContext:
+    """Return what a strategy is told of a task that has no examples."""
+    return TaskContext(
+        name=f"task{index}",
+        index=index,
+        seed=seed,
+        examples=list,
+        batches=lambda: iter(()),
+        covariances=covariances or {},
+        targets=find_targets(model, targets),
+    )
 
 
 def toy_windows(num: int, length: int, *, seed: int = 0) -> Tensor:
