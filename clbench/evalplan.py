@@ -12,6 +12,7 @@ from clbench.config import EvalConfig
 from clbench.decoding import Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
+from clbench.leak import Probe
 from clbench.task import Eval
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where an eval sets none
@@ -84,6 +85,13 @@ class EvalPlan:
             "metrics": plain(config.metric_list),
             "candidates": self.candidates,
             "shots": config.num_fewshot,
+        }
+
+    def probes(self) -> dict[str, Probe]:
+        """Return each item's question, its prompt where the document names none, and golds."""
+        return {
+            name: Probe(str(doc.get("question", prompt)), tuple(self.aliases[name]))
+            for name, doc, prompt in zip(self.ids, self.docs, self.prompts, strict=True)
         }
 
     def describe(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from clbench.evalplan import (
     stops_of,
 )
 from clbench.evalresult import EvalResult, Item
+from clbench.leak import Probe
 from clbench.sandbox import Isolation
 from clbench.task import Eval
 
@@ -268,6 +269,10 @@ class Evaluator:
             name: self.plan(name).describe() | {"ceiling": self.ceiling(name), "engine": engine()}
             for name in self.evals
         }
+
+    def probes(self) -> dict[str, dict[str, Probe]]:
+        """Return what a leak check looks for: each item's question and its right answers."""
+        return {name: self.plan(name).probes() for name in self.evals}
 
     def plan(self, name: str) -> EvalPlan:
         """Return what an eval asks, its documents loaded."""

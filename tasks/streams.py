@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from clbench.stream import Edition, Stream
@@ -14,14 +15,15 @@ from .tiny import code, facts, instruct, math
 LICENSE = "Apache-2.0; generated in this repository"
 
 
-def _rows(examples: Sequence[dict[str, Any]]) -> list[Row]:
-    return [Row(row["id"], row["prompt"], row["answer"]) for row in examples]
+@cache
+def _rows(draw: Callable[[], Sequence[dict[str, Any]]]) -> tuple[Row, ...]:
+    return tuple(Row(row["id"], row["prompt"], row["answer"]) for row in draw())
 
 
 def _tiny_task(name: str, module: Any, make_eval: Callable[..., Any], about: str) -> Task:
     return Task(
         name=name,
-        train=lambda: _rows(module.train_examples()),
+        train=lambda: _rows(module.train_examples),
         evals=(make_eval(module.NAME, module.eval_items, about),),
         validation_evals=(
             make_eval(f"{module.NAME}_validation", module.validation_examples, about),

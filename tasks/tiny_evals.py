@@ -22,7 +22,7 @@ def math_eval(name: str, items: Callable[[], Sequence[Doc]], about: str) -> Eval
         id=name,
         version=1,
         config={
-            "docs": lambda: [{**row, "reference": row["answer"]} for row in items()],
+            "docs": lambda: [_asked(row, "Question: ", "\nAnswer:") for row in items()],
             "doc_to_text": "prompt",
             "doc_to_target": "gold",
             "generation_kwargs": _greedy(math.STOPS, math.MAX_NEW_TOKENS),
@@ -45,7 +45,7 @@ def code_eval(name: str, items: Callable[[], Sequence[Doc]], about: str) -> Eval
         version=1,
         config={
             "docs": lambda: [
-                {**row, "reference": row["answer"], "emptied": code.emptied(row)} for row in items()
+                _asked(row, "", "") | {"emptied": code.emptied(row)} for row in items()
             ],
             "doc_to_text": "prompt",
             "doc_to_target": "answer",
@@ -64,7 +64,7 @@ def instruct_eval(name: str, items: Callable[[], Sequence[Doc]], about: str) -> 
         id=name,
         version=1,
         config={
-            "docs": lambda: [{**row, "reference": row["answer"]} for row in items()],
+            "docs": lambda: [_asked(row, "Instruction: ", "\nResponse:") for row in items()],
             "doc_to_text": "prompt",
             "doc_to_target": "constraints",
             "process_results": follow,
@@ -89,7 +89,8 @@ def facts_eval() -> Eval:
         version=1,
         config={
             "docs": lambda: [
-                {**row, "kind": row["relation"], "candidates": facts.candidates(row)}
+                _asked(row, "Q: ", "\nA:")
+                | {"kind": row["relation"], "candidates": facts.candidates(row)}
                 for row in facts.eval_items(full=True)
             ],
             "doc_to_text": "prompt",
@@ -126,7 +127,9 @@ def facts_greedy_eval() -> Eval:
         version=1,
         config={
             "output_type": "multiple_choice",
-            "docs": lambda: facts.greedy_items(full=True),
+            "docs": lambda: [
+                _asked(row, "Quiz: ", "\nReply:") for row in facts.greedy_items(full=True)
+            ],
             "doc_to_text": "prompt",
             "doc_to_choice": "golds",
             "doc_to_target": lambda doc: list(range(len(doc["golds"]))),
@@ -154,6 +157,12 @@ def share_of_constraints(items: Sequence[Sequence[bool]]) -> float:
     """Return the share of all constraints of all prompts that are met."""
     met = [met for item in items for met in item]
     return sum(met) / len(met)
+
+
+def _asked(row: Doc, before: str, after: str) -> Doc:
+    """Return a document: the row, its question without the template, a right response."""
+    question = row["prompt"].removeprefix(before).removesuffix(after)
+    return {**row, "question": question, "reference": row["answer"]}
 
 
 def _greedy(stops: Sequence[str], new_tokens: int) -> dict[str, Any]:
