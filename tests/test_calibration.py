@@ -124,6 +124,10 @@ def test_asking_whether_a_layer_is_there_costs_no_pass() -> None:
     assert found.tokens_forwarded == 0
 
 
+def num_hooks(model: nn.Module) -> list[tuple[int, int]]:
+    return [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # 5.17 has no other
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_model_is_left_as_it_was(checkpointing: bool) -> None:
@@ -137,14 +141,13 @@ def test_the_model_is_left_as_it_was(checkpointing: bool) -> None:
     layer = model.get_submodule(DOWN)
     layer.register_forward_pre_hook(lambda *_: calls.append("own"))
     modes = [module.training for module in model.modules()]
-    own = [len(module._forward_pre_hooks) for module in model.modules()]
+    own = num_hooks(model)
     before = logits(model, WINDOWS)
 
     torch.testing.assert_close(measured(model).covariances[DOWN], expected)
 
     assert [module.training for module in model.modules()] == modes
-    assert [len(module._forward_pre_hooks) for module in model.modules()] == own
-    assert not any(module._forward_hooks for module in model.modules())
+    assert num_hooks(model) == own
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert model.is_gradient_checkpointing is checkpointing
     calls.clear()
@@ -159,7 +162,7 @@ def test_hooks_are_removed_after_an_error() -> None:
     found = measured(model, windows)
     with pytest.raises(IndexError):
         found.covariances[Q]
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert set(num_hooks(model)) == {(0, 0)}
 
 
 def test_fewer_tokens_than_the_width_are_refused() -> None:
