@@ -66,7 +66,10 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         length = self.get_seq_length()
-        self.reserved = [room[indices] for room in self.reserved]
+        chosen = [states[indices] for states in (self.keys, self.values)]
+        self.reserved = [self._reserve(states) for states in chosen]
+        for room, states in zip(self.reserved, chosen, strict=True):
+            room[:, :, :length] = states
         self.keys, self.values = (room[:, :, :length] for room in self.reserved)
 
     def _reserve(self, states: Tensor) -> Tensor:
@@ -231,7 +234,8 @@ def _later_tokens(
 ) -> list[float]:
     device = prefix.mask.device
     at = torch.tensor([row for row, _ in rows], device=device)
-    cache = copy.deepcopy(prefix.cache)
+    cache = copy.copy(prefix.cache)  # selecting rows replaces the tensors of the copied layers
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
     cache.batch_select_indices(at)
     inputs = pad([ids[:-1] for _, ids in rows], pad_id, "right").to(device)
     targets = pad([ids[1:] for _, ids in rows], pad_id, "right").to(device)
