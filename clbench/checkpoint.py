@@ -128,7 +128,7 @@ class Checkpoints:
             with safe_open(self.directory / file, framework="pt") as handle:
                 for name, place in places.items():
                     if place.file == file:
-                        tensors[name] = handle.get_tensor(place.key)
+                        tensors[name] = handle.get_tensor(place.key).clone()  # not a view of the file
         return tensors
 
 

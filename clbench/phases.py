@@ -67,7 +67,7 @@ class Meter:
         """Show and log one optimizer step."""
         self.progress.advance(log.tokens_seen - self._tokens, loss=log.loss)
         self._tokens = log.tokens_seen
-        facts = {"step": log.index, "loss": log.loss, "lr": log.lr, "tokens": log.tokens_seen}
+        facts = {"step": log.number, "loss": log.loss, "lr": log.lr, "tokens": log.tokens_seen}
         self.book.event("step", row=self.row, **facts)
 
 
