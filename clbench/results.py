@@ -98,6 +98,7 @@ class EvalBlock(Block):
     metric: str
     task_digest: str | None = None
     chance: float = 0.0
+    group: str | None = None  # the kind of ability of a world eval, for the deltas by group
 
 
 class Record(BaseModel):

@@ -51,6 +51,7 @@ class View:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     size: int = 1
     missing: dict[str, None] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)  # evals whose cells were asked for
     no_reference: bool = False
     blocked: bool = False
 
@@ -101,6 +102,7 @@ class View:
 
     def score(self, k: int, eval_id: str) -> Array:
         """Return R[k, eval], NaN and noted where it is missing."""
+        self.read.add(eval_id)
         if (k, eval_id) not in self.cells:
             self.missing[f"R[{k},{eval_id}]"] = None
             return np.full(self.size, np.nan)
@@ -113,6 +115,7 @@ class View:
     def reference(self, kind: ReferenceKind, j: int) -> Array:
         """Return S[j], J[j] or J_k[j], NaN and noted where there is no such reference."""
         task = self.tasks[j - 1]
+        self.read.update(self.task_evals[task])
         if (kind, task) not in self.references:
             self.missing[f"{SYMBOLS[kind]}[{task}]"] = None
             self.no_reference = True
