@@ -89,20 +89,19 @@ class Clock:
             if share > 0:
                 timed.append((self.current, elapsed / share))
                 rest = elapsed / share - elapsed
-            elif self._mean(self.current, timed) is not None:
-                rest = max(0.0, (self._mean(self.current, timed) or 0.0) - elapsed)
-        means = [self._mean(name, timed) for name in self.plan]
+            else:
+                rest = max(0.0, self._mean(self.current, timed) - elapsed)
         if not timed:
             return None
-        return rest + sum(mean or 0.0 for mean in means)
+        return rest + sum(self._mean(name, timed) for name in self.plan)
 
-    def _mean(self, name: str, timed: list[tuple[str, float]]) -> float | None:
+    def _mean(self, name: str, timed: list[tuple[str, float]]) -> float:
         same = [seconds for other, seconds in timed if _kind(other) == _kind(name)]
         if same:
             return sum(same) / len(same)
         typical = sum(TYPICAL.get(_kind(other), 1.0) for other, _ in timed)
         if not typical:
-            return None
+            return 0.0
         return TYPICAL.get(_kind(name), 1.0) * sum(seconds for _, seconds in timed) / typical
 
 
