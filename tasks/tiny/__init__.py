@@ -1,0 +1,1 @@
+"""The embedded default: a small model, its recipe, and data that mirrors each real task."""

@@ -1,0 +1,187 @@
+"""Tiny IF: short texts about a topic under two or three constraints that code can check."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from random import Random
+from typing import Any
+
+from .splits import Row, SharedText, draw, listed
+from .verifiers import follow_strict
+
+NAME = "tiny_instruct"
+STOPS: tuple[str, ...] = ()
+MAX_NEW_TOKENS = 32
+
+TOPICS = listed(
+    "bear bird boat book cake car cat city cloud coat cow dog door farm fish flower forest garden"
+    " hat hill horse house king lake lamp moon park rain river road room school sea ship shop sky"
+    " snow song star street summer sun table teacher train tree village wind window winter"
+)
+ADJECTIVES = listed(
+    "big blue calm clean cold dark deep fast fine free fresh full good gray green happy high kind"
+    " light long new nice old quiet red rich round small soft strong sweet tall warm white wide"
+    " young"
+)
+PATTERNS = (
+    "{the} {t} is {a} and {b}.",
+    "We like {the} {a} {t}.",
+    "It is a {a}, {b} {t}.",
+    "I see {the} {a} {t}.",
+    "Today, {the} {t} is {a}.",
+    "Look, a {a} {t}.",
+)
+SHORT = ("It is {a}.", "{the} {t} is {a}.", "We like it.", "So {a}!")
+CLOSINGS = ("the end", "thank you", "good night", "that is all", "see you soon", "all is well")
+KINDS = listed(
+    "existence frequency forbidden_words number_words number_sentences bullet_lists title"
+    " json_format end_checker quotation english_lowercase no_comma"
+)
+# Wordings that cannot stand together in one short response.
+SHAPES = {"json_format", "bullet_lists", "title", "quotation"}
+CLASHES = {
+    "json_format": {"number_sentences", "end_checker"},
+    "bullet_lists": {"number_sentences", "number_words", "end_checker"},
+    "title": {"number_words", "number_sentences"},
+    "end_checker": {"number_words", "number_sentences"},
+    "number_words": {"number_sentences", "frequency"},
+    "frequency": {"existence"},
+}
+
+
+def say(kind: str, args: dict[str, Any]) -> str:
+    """Word one constraint."""
+    words = args.get("words", ())
+    texts = {
+        "existence": f"Use the word{'s' * (len(words) > 1)} {{}}.",
+        "frequency": "Use the word {word} {relation} {number} times.",
+        "forbidden_words": "Do not use the word {}.",
+        "number_words": "Write {relation} {number} words.",
+        "number_sentences": "Write {relation} {number} sentences.",
+        "bullet_lists": "Make {number} bullet points.",
+        "title": "Put a title in << and >>.",
+        "json_format": "Answer in JSON.",
+        "end_checker": "End with {phrase}.",
+        "quotation": "Wrap it in double quotes.",
+        "english_lowercase": "Use small letters only.",
+        "no_comma": "Use no commas.",
+    }
+    return texts[kind].format(" and ".join(words), **args)
+
+
+def draw_args(rng: Random, kind: str, topic: str) -> dict[str, Any]:
+    """Draw what a constraint asks for."""
+    if kind == "existence":
+        return {"words": rng.sample(ADJECTIVES, rng.choice((1, 2)))}
+    if kind == "forbidden_words":
+        return {"words": [rng.choice(("the", "is", "we", "it", "and", topic))]}
+    if kind == "frequency":
+        return {"word": rng.choice(ADJECTIVES), "relation": "exactly", "number": rng.choice((2, 3))}
+    if kind == "number_words":
+        relation = rng.choice(("at least", "at most"))
+        number = rng.choice((8, 9, 10) if relation == "at least" else (3, 4, 5))
+        return {"relation": relation, "number": number}
+    if kind == "number_sentences":
+        return {"relation": "exactly", "number": rng.choice((2, 3, 4))}
+    if kind == "bullet_lists":
+        return {"number": rng.choice((2, 3, 4))}
+    if kind == "end_checker":
+        return {"phrase": rng.choice(CLOSINGS)}
+    return {}
+
+
+def fits(kind: str, chosen: list[str]) -> bool:
+    """Tell whether a constraint can stand beside those chosen."""
+    if kind in chosen or (kind in SHAPES and SHAPES & set(chosen)):
+        return False
+    return not any(
+        kind in CLASHES.get(other, ()) or other in CLASHES.get(kind, ()) for other in chosen
+    )
+
+
+def draw_constraints(rng: Random, topic: str) -> list[dict[str, Any]]:
+    """Draw two or three constraints that can be met together; at most one is met by default."""
+    chosen: list[str] = []
+    goal = rng.choice((2, 3))
+    while len(chosen) < goal:
+        kind = rng.choice(KINDS)
+        if fits(kind, chosen):
+            chosen.append(kind)
+    if set(chosen) <= {"forbidden_words", "no_comma", "english_lowercase", "number_words"}:
+        return draw_constraints(rng, topic)
+    return [{"kind": kind, "args": draw_args(rng, kind, topic)} for kind in chosen]
+
+
+def draw_response(rng: Random, topic: str, constraints: list[dict[str, Any]]) -> str:
+    """Compose a response of the shape the constraints ask for; it need not satisfy them all yet."""
+    args = {item["kind"]: item["args"] for item in constraints}
+    asked = list(args.get("existence", {}).get("words", ()))
+    if "frequency" in args:
+        asked = [args["frequency"]["word"]] * args["frequency"]["number"]
+    sentences = args.get("number_sentences", {}).get("number", 0)
+    lines = sentences or args.get("bullet_lists", {}).get("number", 0) or (len(asked) + 1) // 2 or 1
+    patterns = SHORT + PATTERNS if lines > 1 or "number_words" in args else PATTERNS
+    parts = []
+    fillers = [word for word in ADJECTIVES if word not in asked]
+    for _ in range(lines):
+        pick = [asked.pop(0) if asked else rng.choice(fillers) for _ in "ab"]
+        the = rng.choice(("the", "a", "this"))
+        text = rng.choice(patterns).format(the=the, t=topic, a=pick[0], b=pick[1])
+        parts.append(text[0].upper() + text[1:])
+    text = "\n".join(f"* {part}" for part in parts) if "bullet_lists" in args else " ".join(parts)
+    if "title" in args:
+        text = f"<<{topic.capitalize()}>> {text}"
+    if "end_checker" in args:
+        closing = args["end_checker"]["phrase"]
+        text = f"{text} {closing[0].upper()}{closing[1:]}"
+    if "no_comma" in args:
+        text = text.replace(",", "")
+    if "english_lowercase" in args:
+        text = text.lower()
+    if "quotation" in args:
+        text = f'"{text}"'
+    if "json_format" in args:
+        text = json.dumps({topic: text})
+    return text
+
+
+def make(rng: Random) -> tuple[object, Row]:
+    """Draw one instruction and a response that follows it."""
+    topic = rng.choice(TOPICS)
+    constraints = draw_constraints(rng, topic)
+    for _ in range(12):
+        response = draw_response(rng, topic, constraints)
+        if len(response) <= 90 and all(follow_strict(constraints, " " + response)):
+            break
+    else:
+        return make(rng)
+    asks = [say(item["kind"], item["args"]) for item in constraints]
+    row = {
+        "prompt": f"Instruction: {' '.join([f'Write about the {topic}.', *asks])}\nResponse:",
+        "answer": f" {response}",
+        "constraints": constraints,
+    }
+    problem = (topic, sorted((item["kind"], repr(item["args"])) for item in constraints))
+    return problem, row
+
+
+@cache
+def _eval_rows() -> tuple[Row, ...]:
+    return tuple(draw(make, "eval", 200, 0, NAME))
+
+
+def eval_items() -> list[Row]:
+    """Return the 200 fixed instructions that are scored."""
+    return [dict(row) for row in _eval_rows()]
+
+
+def train_examples(limit: int = 2000) -> list[Row]:
+    """Return `limit` instructions of the train split with responses that follow them."""
+    avoid = SharedText(row["prompt"] for row in _eval_rows())
+    return draw(make, "train", limit, 0, NAME, avoid)
+
+
+def validation_examples(limit: int = 100) -> list[Row]:
+    """Return instructions for choosing learning rates: neither trained on nor scored."""
+    return draw(make, "validation", limit, 0, NAME)

@@ -1,0 +1,127 @@
+"""Tiny Math: word problems of one to three steps, answered with a chain and `#### n`."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from random import Random
+from typing import NamedTuple
+
+from .splits import Row, SharedText, draw, listed
+
+NAME = "tiny_math"
+STOPS = ("Question:",)
+MAX_NEW_TOKENS = 48
+LARGEST = 99
+
+PEOPLE = listed(
+    "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kate Leo Mia Nina Omar Paul Rosa Sam Tina Will"
+)
+THINGS = listed(
+    "apples pears books coins cards pens cups shells stones stamps eggs nuts cakes balls keys toys"
+    " plums hats bags rings"
+)
+GAINS = ("buys {n} more", "finds {n} more", "gets {n} more", "picks {n} more")
+LOSSES = ("gives away {n}", "loses {n}", "sells {n}", "drops {n}")
+TIMES = ("now has {n} times as many", "makes it {n} times as many")
+SHARES = (
+    "splits them into {n} equal piles and keeps one",
+    "shares them among {n} and keeps one part",
+)
+STARTS = ("{p} has {n} {t}.", "{p} owns {n} {t}.", "There are {n} {t} with {p}.")
+BOXES = ("{p} has {a} boxes with {n} {t} in each.", "{p} fills {a} bags with {n} {t} each.")
+ENDS = (
+    "How many {t} does {p} have now?",
+    "How many {t} are left with {p}?",
+    "How many {t} is that?",
+)
+
+
+class Step(NamedTuple):
+    """One change: `sign` is one of + - * /."""
+
+    sign: str
+    number: int
+    result: int
+
+
+def apply(value: int, sign: str, number: int) -> int | None:
+    """Compute one step; None if it is not exact or leaves 0..99."""
+    if sign == "/":
+        return value // number if value % number == 0 else None
+    result = {"+": value + number, "-": value - number, "*": value * number}[sign]
+    return result if 0 < result <= LARGEST else None
+
+
+def draw_steps(rng: Random, start: int) -> list[Step]:
+    """Draw one to three steps from `start`, each exact and within range."""
+    steps: list[Step] = []
+    value = start
+    goal = rng.choice((1, 2, 2, 3))
+    while len(steps) < goal:
+        sign = rng.choice("++--*/")
+        number = rng.randint(2, 5) if sign in "*/" else rng.randint(2, 40)
+        result = apply(value, sign, number)
+        if result is not None:
+            steps.append(Step(sign, number, result))
+            value = result
+    return steps
+
+
+def make(rng: Random) -> tuple[object, Row]:
+    """Draw one problem and its wording."""
+    person, thing = rng.choice(PEOPLE), rng.choice(THINGS)
+    chain: list[str] = []
+    if rng.random() < 0.25:
+        boxes, start = rng.randint(2, 9), rng.randint(2, 9)
+        opening = rng.choice(BOXES).format(p=person, a=boxes, n=start, t=thing)
+        value = boxes * start
+        chain.append(f"{boxes}*{start}={value}")
+    else:
+        value = rng.randint(3, 60)
+        opening = rng.choice(STARTS).format(p=person, n=value, t=thing)
+    sentences = [opening]
+    phrases = {"+": GAINS, "-": LOSSES, "*": TIMES, "/": SHARES}
+    if not chain or rng.random() < 0.8:
+        for step in draw_steps(rng, value)[: 3 - len(chain)]:
+            sentences.append(f"{person} {rng.choice(phrases[step.sign]).format(n=step.number)}.")
+            chain.append(f"{value}{step.sign}{step.number}={step.result}")
+            value = step.result
+    question = " ".join([*sentences, rng.choice(ENDS).format(t=thing, p=person)])
+    row = {
+        "prompt": f"Question: {question}\nAnswer:",
+        "answer": f" {' '.join(chain)}\n#### {value}",
+        "gold": str(value),
+    }
+    return tuple(chain), row
+
+
+@cache
+def _eval_rows() -> tuple[Row, ...]:
+    return tuple(draw(make, "eval", 200, 0, NAME))
+
+
+def eval_items() -> list[Row]:
+    """Return the 200 fixed problems that are scored."""
+    return [dict(row) for row in _eval_rows()]
+
+
+def train_examples(limit: int = 2000) -> list[Row]:
+    """Return `limit` problems of the train split."""
+    avoid = SharedText(row["prompt"] for row in _eval_rows())
+    return draw(make, "train", limit, 0, NAME, avoid)
+
+
+def validation_examples(limit: int = 100) -> list[Row]:
+    """Return problems for choosing learning rates: neither trained on nor scored."""
+    return draw(make, "validation", limit, 0, NAME)
+
+
+def score(text: str, gold: str) -> dict[str, float]:
+    """Score an answer: `flexible` reads its last number, `strict` what follows `####`."""
+    numbers = re.findall(r"-?\d+", text)
+    strict = re.search(r"#### (-?\d+)", text)
+    return {
+        "flexible": float(bool(numbers) and numbers[-1] == gold),
+        "strict": float(strict is not None and strict[1] == gold),
+    }
