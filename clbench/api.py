@@ -12,6 +12,7 @@ from clbench.errors import UserError
 if TYPE_CHECKING:
     from clbench.progress import Progress
     from clbench.results import Record
+    from clbench.stream import Stream
 
 
 def resolve(
@@ -34,7 +35,7 @@ def resolve(
     stream = stream or _required(layer, "stream", registry.STREAMS)
     strategy = strategy or _required(layer, "strategy", registry.STRATEGIES)
     model = given.get("model", layer.get("model", "tiny"))
-    data = given.get("data", layer.get("data", "tiny" if model == "tiny" else "full"))
+    data = given.get("data", layer.get("data")) or _default_data(registry.stream(stream), model)
     preset = preset or layer.get("preset") or registry.stream(stream).edition(data).preset
     return config.resolve(
         {**given, "stream": stream, "strategy": strategy, "data": data, "preset": preset},
@@ -84,6 +85,16 @@ def run(
     )
     place = None if out is None else Path(out)
     return experiment.run(resolved, out=place, fresh=fresh, progress=progress)
+
+
+def _default_data(stream: Stream, model: str) -> str:
+    data = "tiny" if model == "tiny" else "full"
+    if data not in stream.editions:
+        raise UserError(
+            f"stream {stream.name} has no {data} data, the default for model {model!r}; "
+            f"choices of --data: {', '.join(stream.editions)}"
+        )
+    return data
 
 
 def _required(layer: Mapping[str, Any], key: str, group: str) -> str:
