@@ -12,15 +12,15 @@ from .skills import other_skill
 
 # Kind of document and how many are made for each 1,000.
 MIX: tuple[tuple[str, int, Callable[[Random], str]], ...] = (
-    ("sums", 80, sums),
-    ("story", 50, story),
-    ("packs", 20, packs),
-    ("snippet", 110, snippet),
-    ("wording", 110, wording),
-    ("glossary", 40, glossary),
-    ("skills", 80, other_skill),
+    ("sums", 55, sums),
+    ("story", 45, story),
+    ("packs", 10, packs),
+    ("snippet", 90, snippet),
+    ("wording", 80, wording),
+    ("glossary", 30, glossary),
+    ("skills", 70, other_skill),
 )
-FACTS = 510  # for each 1,000
+FACTS = 620  # for each 1,000
 
 
 def fact_documents(rng: Random) -> Iterator[str]:
