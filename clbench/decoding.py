@@ -66,6 +66,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         length = self.get_seq_length()
+        if length == 0:  # a layer that shares another's keys and values holds none
+            return
         chosen = [states[indices] for states in (self.keys, self.values)]
         self.reserved = [self._reserve(states) for states in chosen]
         for room, states in zip(self.reserved, chosen, strict=True):
@@ -154,7 +156,7 @@ def generate(
                 if token == tokenizer.eos_token_id:
                     reasons[row] = "eos"
                     writing.discard(row)
-        if stops:
+        if stops and writing:
             order = sorted(writing)
             ends = tokenizer.batch_decode([written[row][-window:] for row in order])
             for row, end in zip(order, ends, strict=True):
