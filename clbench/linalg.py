@@ -105,7 +105,13 @@ def exact_float32() -> Iterator[None]:
 
 
 def _balanced(left: Tensor, values: Tensor, right: Tensor, scale: float) -> Factors:
-    """Split `left * values @ right` evenly, so that `scale * up @ down` is that product."""
+    """Split `left * values @ right` evenly, so that `scale * up @ down` is that product.
+
+    A decomposition leaves the sign of each triple open; here the largest entry of each row of
+    `down` is positive, so that factors can be compared across devices and libraries.
+    """
+    largest = right.gather(1, right.abs().argmax(1, keepdim=True))  # (rank, 1)
+    left, right = left * largest.sign().T, right * largest.sign()
     root = (values / scale).sqrt()
     return Factors((left * root).float().contiguous(), (root[:, None] * right).float().contiguous())
 
