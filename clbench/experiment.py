@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from clbench import phases, recording, references, training
+from clbench import estimate, phases, recording, references, training
 from clbench.adapters import adapted, find_targets
 from clbench.checkpoint import Checkpoints
 from clbench.config import RunConfig
@@ -40,9 +40,14 @@ def run(
     """
     progress = progress or Silent()
     plan = prepare(config)
-    with RunDirectory(out or config.directory(), recording.new_record(plan), fresh=fresh) as book:
+    place = out or config.directory()
+    with RunDirectory(place, recording.new_record(plan), fresh=fresh) as book:
         try:
             if book.record.status == "partial":
+                if config.model != "tiny":
+                    needs = estimate.estimate(config, plan.strategy, plan.device, plan.workload())
+                    progress.note(f"this run needs {needs.sentence()}")
+                    estimate.check(needs, plan.device, place)
                 learn_stream(plan, book, progress)
             if book.record.status == "diverged":
                 raise RunFailed(recording.divergence(book))

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 
-from clbench import data, models, registry, sandbox, training
+from clbench import data, leak, models, registry, sandbox, training
 from clbench.config import RunConfig
 from clbench.errors import UserError
+from clbench.estimate import Workload
 from clbench.evaluation import Evaluator
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
 from clbench.task import Task
+
+CHARACTERS_PER_TOKEN = 3.5  # of English in common vocabularies; only the estimate rests on it
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,33 @@ class Plan:
             f"train {t.name}": [[r.prompt, r.answer] for r in t.train()] for t in self.edition.tasks
         }
         sources["calibration"] = [[text] for text in self.edition.calibration()]
-        return {}  # LEAK
+        return leak.report(sources, self.evaluator.probes(), self._data_ids())
+
+    def _data_ids(self) -> dict[str, str]:
+        ids = {f"train {t.name}": t.info["id"] for t in self.edition.tasks if "id" in t.info}
+        evals = {e.id: e.data_id for e in self.edition.evals if e.data_id is not None}
+        return ids | evals | {"calibration": self.edition.calibration_id}
+
+    def workload(self) -> Workload:
+        """Return how much the run will do, roughly: text is counted in characters."""
+        config, tasks = self.config.train, self.edition.tasks
+        train = 0.0
+        for task in (part for t in tasks for part in (t.parts or (t,))):
+            rows = task.train()
+            length = sum(len(r.prompt + r.answer) for r in rows) / len(rows) / CHARACTERS_PER_TOKEN
+            if config.tokens is not None:
+                train += config.tokens
+            elif config.steps is not None:
+                train += config.steps * config.batch_size * length
+            else:
+                train += (config.epochs or 0.0) * len(rows) * length
+        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval)
+        written = 0.0
+        for spec in self.edition.evals:
+            asked = evaluator.plan(spec.id)
+            written += sum(len(prompt) / CHARACTERS_PER_TOKEN for prompt in asked.prompts)
+            written += len(asked.prompts) * (asked.new_tokens or 0)
+        return Workload(len(tasks), round(train), round(written * (len(tasks) + 1)))
 
 
 def cache_directory() -> Path:

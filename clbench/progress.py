@@ -21,6 +21,9 @@ class Progress(Protocol):
     def plan(self, phases: Sequence[str]) -> None:
         """Say which phases will come, in order; those that are finished are left out."""
 
+    def note(self, text: str) -> None:
+        """Say one sentence that is worth keeping on the screen."""
+
     def phase(self, name: str, total: float | None = None) -> None:
         """Begin a phase of `total` units of work; ends the phase before."""
 
@@ -36,6 +39,9 @@ class Silent:
 
     def plan(self, phases: Sequence[str]) -> None:
         """Ignore the plan."""
+
+    def note(self, text: str) -> None:
+        """Ignore the sentence."""
 
     def phase(self, name: str, total: float | None = None) -> None:
         """Ignore the phase."""
@@ -117,6 +123,10 @@ class Lines:
         """Keep the plan for the estimate."""
         self.clock.plan = list(phases)
 
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        self._print(text)
+
     def phase(self, name: str, total: float | None = None) -> None:
         """Print how long the phase before took."""
         self._end()
@@ -171,6 +181,10 @@ class Live:
     def plan(self, phases: Sequence[str]) -> None:
         """Keep the plan for the estimate."""
         self.clock.plan = list(phases)
+
+    def note(self, text: str) -> None:
+        """Leave the sentence above the bar."""
+        self.bars.console.print(text, style="dim", highlight=False)
 
     def phase(self, name: str, total: float | None = None) -> None:
         """Leave a line for the phase before and begin a new bar."""

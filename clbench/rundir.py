@@ -34,6 +34,14 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
+            self._open(new, fresh)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, new: Record, fresh: bool) -> None:
+        path = self.path
+        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is writing the run in {path}") from error

@@ -21,8 +21,9 @@ class Eval:
 
     `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or the
     fields of a task of ours, with `docs` (a function that returns documents, each with an
-    `id`; `reference` is a right response in full) in place of a data set. `metric` is the pinned key under lm-eval's `results[task]`,
-    "metric,filter"; a key that lm-eval does not print is an error, never a guess.
+    `id`; `reference` is a right response in full) in place of a data set. `metric` is the
+    pinned key under lm-eval's `results[task]`, "metric,filter"; a key that lm-eval does not
+    print is an error, never a guess.
     With `execution="cases"` every document has `entry_point` and `cases` (a list of
     [arguments, expected]) and the score is pass@1 by running the completion in the sandbox.
     """
@@ -38,6 +39,7 @@ class Eval:
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
+    data_id: str | None = None  # of the data set behind it, whatever the split
     about: str = ""
 
 

@@ -1,0 +1,77 @@
+"""Choose each strategy's learning rate in preset `tiny`, all with the same number of trials.
+
+A trial runs the stream once and is scored on rows cut from training data, right after each
+task was learned (`learning_acc`); it reads no test item and no world score. The rate with the
+best score wins, of equal ones the smaller. Interrupted, it goes on where it stopped.
+
+    python benchmarks/choose_lr.py --json benchmarks/results/choose_lr.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+import clbench
+from clbench.progress import Lines
+
+STREAM = "math-code-if"
+RATES = {
+    "full": (1e-4, 3e-4, 1e-3, 3e-3),
+    "lora": (1e-3, 3e-3, 1e-2, 3e-2),
+    "lora-null": (1e-3, 3e-3, 1e-2, 3e-2),
+    "lora-null-v2": (1e-3, 3e-3, 1e-2, 3e-2),
+}
+
+
+def trial(strategy: str, rate: float, threads: int | None) -> float:
+    """Return the mean validation score of the tasks, each right after it was learned."""
+    record = clbench.run(
+        STREAM,
+        strategy,
+        settings={"train.lr": rate, "eval.split": "validation", "eval.schedule": "lower"},
+        threads=threads,
+        progress=Lines(sys.stderr),
+    )
+    value = record.metrics["learning_acc.v1"].value
+    assert value is not None, f"{strategy} at {rate} has no learning_acc"
+    return value
+
+
+def choose(scores: dict[float, float]) -> float:
+    """Return the rate with the best score, of equal ones the smaller."""
+    return min(scores, key=lambda rate: (-scores[rate], rate))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--strategies", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    found = {
+        name: {rate: trial(name, rate, options.threads) for rate in RATES[name]}
+        for name in options.strategies
+    }
+    rows = [
+        [name, rate, score, "chosen" if rate == choose(scores) else ""]
+        for name, scores in found.items()
+        for rate, score in scores.items()
+    ]
+    headers = ["strategy", "lr", "validation learning_acc", ""]
+    print(tabulate(rows, headers, floatfmt=("", "g", ".3f", ""), tablefmt="github"))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            name: {"scores": {str(r): s for r, s in scores.items()}, "chosen": choose(scores)}
+            for name, scores in found.items()
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The whole experiment on a random model: what it records, repeats, refuses and shares."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import toy_runs
+import torch
+from safetensors.torch import load_file
+
+from clbench import experiment, preparation
+from clbench.checkpoint import Checkpoints
+from clbench.config import EvalConfig, TrainConfig
+from clbench.errors import RunFailed, UserError
+from clbench.models import weights_digest
+from clbench.rescoring import rescore
+from clbench.results import Record, read_items
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy_runs.save_toy_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLBENCH_CACHE", str(place / "cache"))
+        experiment.run(toy_runs.toy_config(model), out=place / "run")
+    return place / "run"
+
+
+def outcomes(run):
+    return {path.name: path.read_bytes() for path in (run / "items").iterdir()}
+
+
+def test_a_run_scores_every_cell_and_records_how(finished):
+    record = Record.load(finished)
+    assert record.status == "complete"
+    assert len(record.matrix.rows) == 4
+    assert all(
+        record.matrix.score(k, e) is not None for k in range(4) for e in record.matrix.evals
+    )
+    assert len(outcomes(finished)) == 4 * 5
+    phases = [(p["row"], p["phase"]) for p in record.provenance["phases"]]
+    steps = ("calibrate", "train", "fold", "evaluate")
+    assert phases == [(0, "evaluate"), *((k, s) for k in (1, 2, 3) for s in steps)]
+    assert record.metrics["bwt.v1"].value is not None
+    assert record.cost["tokens.seen.v1"] > 0
+    assert record.cost["trainable.v1"] < record.cost["parameters.v1"]
+    assert record.model.weights_digest == record.matrix.rows[0]["tiny_math"].weights_digest
+
+
+def test_covariances_are_measured_again_before_every_task(finished):
+    phases = [p for p in Record.load(finished).provenance["phases"] if p["phase"] == "calibrate"]
+    traces = [json.dumps(p["calibration"]["world"]["layers"]) for p in phases]
+    assert len(set(traces)) == 3
+    assert all(p["tokens_calibrated"] == 8 * 64 for p in phases)
+    assert all(p["held_out_energy"] for p in phases)
+
+
+def test_two_runs_of_one_seed_agree_and_another_seed_differs(finished, model, tmp_path):
+    again = experiment.run(toy_runs.toy_config(model), out=tmp_path / "again")
+    assert scores(again) == scores(Record.load(finished))
+    assert outcomes(tmp_path / "again") == outcomes(finished)
+    other = experiment.run(toy_runs.toy_config(model, seed=1), out=tmp_path / "other")
+    assert other.matrix.rows[0]["tiny_math"].weights_digest == base_digest(finished)
+    assert digests(other)[1:] != digests(again)[1:]
+
+
+def scores(record):
+    return [{e: cell.score for e, cell in row.items()} for row in record.matrix.rows]
+
+
+def digests(record):
+    return [row["tiny_math"].weights_digest for row in record.matrix.rows]
+
+
+def base_digest(run):
+    return digests(Record.load(run))[0]
+
+
+def test_what_is_kept_is_what_was_scored(finished, model):
+    """Reloading the saved artifact reproduces the last row's weights and items."""
+    plan = preparation.prepare(toy_runs.toy_config(model))
+    base = plan.loaded.model
+    kept = Checkpoints(finished / "weights", base).load("3-fold", base, plan.strategy)
+    assert weights_digest(kept) == digests(Record.load(finished))[-1]
+    results = plan.evaluator.evaluate(kept, ["tiny_math"])
+    stored = read_items(finished, 3, "tiny_math")
+    assert [i["output"] for i in results["tiny_math"].items] == [i["output"] for i in stored]
+    assert sorted(p.name for p in (finished / "weights").glob("*.json")) == ["3-fold.json"]
+
+
+def test_rescoring_needs_no_model(finished):
+    assert rescore(finished).changed == ()
+
+
+def test_a_finished_run_is_read_back_and_not_touched(finished, model):
+    before = (finished / "record.json").stat().st_mtime_ns
+    record = experiment.run(toy_runs.toy_config(model), out=finished)
+    assert record == Record.load(finished)
+    assert (finished / "record.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_in_the_same_place_is_refused_by_name(finished, model):
+    with pytest.raises(UserError, match=r"another configuration \(seed 0 there, 5 here\)"):
+        experiment.run(toy_runs.toy_config(model, seed=5), out=finished)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match=r"holds files that are not a run \(thesis.tex\)"):
+            experiment.run(toy_runs.toy_config(model), out=tmp_path / "mine", fresh=fresh)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_is_not_finite_keeps_its_record_as_diverged(model, tmp_path):
+    hot = TrainConfig.of({"steps": 4, "batch_size": 4, "lr": 1e30, "clip": "none"})
+    config = toy_runs.toy_config(model, strategy="full", train=hot)
+    for _ in range(2):  # the second time it is read back
+        with pytest.raises(RunFailed, match=r"loss of task math was not finite at step \d+"):
+            experiment.run(config, out=tmp_path / "hot")
+    record = Record.load(tmp_path / "hot")
+    assert record.status == "diverged"
+    assert record.matrix.score(0, "tiny_math") is not None
+    assert {c.reason for row in record.matrix.rows[1:] for c in row.values()} == {"diverged"}
+    assert record.metrics["bwt.v1"].value is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_cells"), [("full", 20), ("band", 19), ("lower", 17), ("ends", 12)]
+)
+def test_a_schedule_scores_the_cells_it_says(model, schedule, num_cells, tmp_path):
+    few = EvalConfig.of({"samples": 2, "rank_items": 0, "schedule": schedule})
+    config = toy_runs.toy_config(model, strategy="lora", eval=few)
+    record = experiment.run(config, out=tmp_path / "run")
+    cells = [cell for row in record.matrix.rows for cell in row.values()]
+    assert sum(cell.score is not None for cell in cells) == num_cells
+    assert {cell.reason for cell in cells} <= {None, "not_scheduled"}
+
+
+def test_references_are_shared_by_every_strategy(model, tmp_path):
+    few = EvalConfig.of({"samples": 2, "rank_items": 0})
+    config = toy_runs.toy_config(model, eval=few, reference=("single", "joint"), preset=None)
+    record = experiment.run(config, out=tmp_path / "null")
+    assert set(record.references.single) == set(record.references.joint) == {"math", "code", "if"}
+    runs = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("record.json")}
+    assert len(runs) == 4
+    other = config.model_copy(update={"strategy": "full"})
+    assert experiment.run(other, out=tmp_path / "full").references == record.references
+    assert runs == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("record.json")}
+    assert rescore(tmp_path / "null").changed == ()
+
+
+def test_full_writes_only_the_targets(model, tmp_path):
+    experiment.run(toy_runs.toy_config(model, strategy="full"), out=tmp_path / "run")
+    moved = load_file(tmp_path / "run" / "weights" / "3-fold.safetensors")
+    assert all(name.split(".")[-2].endswith("_proj") for name in moved)
+    assert all(tensor.dtype == torch.float32 for tensor in moved.values())
