@@ -10,12 +10,12 @@ import numpy as np
 
 from clbench.bootstrap import RESAMPLES, Interval, p_value, percentile_interval
 from clbench.errors import UserError
-from clbench.inference import mcnemar, sign_flip
 from clbench.items import paired
 from clbench.matrix import Metric
 from clbench.metrics import compute, formulas
 from clbench.rescoring import check_cells, groups_of, load_items
 from clbench.results import Record, differences, items_digest
+from clbench.statistics import mcnemar, sign_flip
 from clbench.summary import Column, EvalItems, Row, pair_items, sampled_view
 from clbench.view import Array, Formula, View
 

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from clbench.bootstrap import Array, Interval, p_value, percentile_interval
-from clbench.inference import crossed, holm, hull, pooled, rank_intervals, t_estimate
+from clbench.statistics import crossed, holm, hull, pooled, rank_intervals, t_estimate
 
 FEW_SEEDS = 3  # fewer matched seeds show no difference
 SMALLEST_DIFFERENCE = 0.005

@@ -272,6 +272,12 @@ def test_a_choice_eval_near_chance_keeps_little():
     assert unaware["world_ratio_chance.v1"].value == unaware["world_ratio.v1"].value
 
 
+def test_the_deepest_dip_counts_even_if_it_was_made_good():
+    metrics = compute(matrix_of([[0.1, 0.1, 0.6], [0.5, 0.1, 0.2], [0.5, 0.5, 0.55]], 2))
+    assert metrics["world_worst.v1"].value == pytest.approx(-0.4)
+    assert metrics["world_delta.v1"].value == pytest.approx(-0.05)
+
+
 PUBLISHED = {  # LLaMA-2-7B; TriviaQA, NQ, WebQS | GSM8K, MATH, in points
     "LoRA": ("45.95 1.16 6.64 42.99 6.26", 0.645603, 0.210047, 64.56, 21.00),
     "MiLoRA": ("47.02 3.66 6.10 41.47 6.20", 0.696629, 0.212395, 69.66, 21.24),

@@ -20,19 +20,6 @@ from clbench.bootstrap import (
     units_of,
 )
 from clbench.digests import items_digest
-from clbench.inference import (
-    crossed,
-    detectable,
-    holm,
-    hull,
-    mcnemar,
-    paired_detectable,
-    pooled,
-    rank_intervals,
-    seed_values,
-    sign_flip,
-    t_estimate,
-)
 from clbench.items import (
     class_metrics,
     delta_metrics,
@@ -48,6 +35,19 @@ from clbench.items import (
 )
 from clbench.matrix import Cell, References, ScoreMatrix
 from clbench.metrics import compute
+from clbench.statistics import (
+    crossed,
+    detectable,
+    holm,
+    hull,
+    mcnemar,
+    paired_detectable,
+    pooled,
+    rank_intervals,
+    seed_values,
+    sign_flip,
+    t_estimate,
+)
 from clbench.summary import summarize
 from clbench.ties import Row, rank_rows
 from clbench.trace import Trace, min_acc, trace_metrics, wc_acc, window_drop, window_rise
