@@ -6,7 +6,12 @@ import copy
 import dataclasses
 import itertools
 import math
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -401,3 +406,80 @@ def test_answer_loss_counts_labelled_tokens_with_the_shift() -> None:
     scores = logits.log_softmax(-1)
     expected = -(scores[0, 0, 3] + scores[0, 2, 1] + scores[1, 2, 4])
     torch.testing.assert_close(answer_loss(logits, labels), expected)
+
+
+TWO_PROCESSES = """
+import sys
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from clbench.config import TrainConfig
+from clbench.data import one_pass
+from clbench.strategy import Example, Strategy, TaskContext
+from clbench.training import train
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(12, 6)
+        self.head = nn.Linear(6, 12)
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return SimpleNamespace(logits=self.head(self.embedding(input_ids)))
+
+
+class Pull(Strategy):
+    def penalty(self, model, batch, outputs):
+        return 0.1 * sum(p.square().sum() for p in model.parameters())
+
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+lengths = [3, 6, 4, 8, 5, 7, 4, 3]
+examples = [
+    Example(tuple(range(1, n + 1)), (False,) + (True,) * (n - 1), "now", i)
+    for i, n in enumerate(lengths)
+]
+cpu = torch.device("cpu")
+task = TaskContext("now", 0, 0, lambda: examples, lambda: one_pass(examples, 2, 0, cpu), {}, ())
+cfg = TrainConfig(lr=1e-2, batch_size=4, micro_batch=int(sys.argv[2]), steps=5)
+model = Toy()
+log = train(model, Pull(), task, examples, cfg, pad_id=0, device=cpu, budget_tokens=100)
+torch.save({"weights": model.state_dict(), "losses": log.losses}, sys.argv[1])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(out: str, micro_batch: int, **environment: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(script), str(tmp_path / out), str(micro_batch)]
+        return subprocess.Popen(command, env={**os.environ, **paths, **environment})
+
+    ranks = [
+        {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        for rank in ("0", "1")
+    ]
+    children = [start(f"rank{env['RANK']}", 1, **env, **address) for env in ranks]
+    children.append(start("alone", 4))
+    try:
+        assert [child.wait(timeout=400) for child in children] == [0, 0, 0]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    first, second, alone = (torch.load(tmp_path / name) for name in ("rank0", "rank1", "alone"))
+    for name, weight in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weight, atol=1e-5, rtol=1e-5)
+    assert first["losses"] == pytest.approx(alone["losses"], abs=1e-5)
