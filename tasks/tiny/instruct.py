@@ -178,7 +178,8 @@ def eval_items() -> list[Row]:
 
 def train_examples(limit: int = 2000) -> list[Row]:
     """Return `limit` instructions of the train split with responses that follow them."""
-    avoid = SharedText(row["prompt"] for row in _eval_rows())
+    # An eval instruction must not begin a longer one either, so the template's end is left out.
+    avoid = SharedText(row["prompt"].removesuffix("\nResponse:") for row in _eval_rows())
     return draw(make, "train", limit, 0, NAME, avoid)
 
 
