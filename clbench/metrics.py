@@ -216,3 +216,18 @@ def compute(
     """
     view = View.of(matrix, references or References(), chance or {}, groups or {})
     return {f.id: f.value(view) for f in formulas(len(matrix.tasks), view.groups)}
+
+
+def effective_rank(singular_values: Array) -> float | None:
+    """Return exp of the entropy of the singular values' shares, `dw_erank.v1`; None for zeros.
+
+    Roy and Vetterli 2007, "The effective rank".
+    """
+    shares = singular_values[singular_values > 0] / singular_values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else None
+
+
+def stable_rank(singular_values: Array) -> float | None:
+    """Return the squared Frobenius norm by the squared spectral one, `dw_srank.v1`."""
+    largest = singular_values.max()
+    return float((singular_values**2).sum() / largest**2) if largest > 0 else None

@@ -291,12 +291,21 @@ def world_item_metrics(
             lost = name.startswith("drift_")
             terms = int(exact["drift", "lost"][0]) if lost else len(table.units)
             metrics[name] = item_metric(value, samples[name], terms, table.few)
+            if name.startswith("label_share") and value[0] >= COLLAPSED:
+                flags = (*metrics[name].flags, "collapsed")
+                metrics[name] = dataclasses.replace(metrics[name], flags=flags)
             if name.startswith(("knowledge_delta", "format_delta")):
                 plain = name.partition("[")[0]
                 changes.setdefault(plain, []).append((value, samples[name], table.few))
+    readable = [w for w in matrix.world if w in tables and tables[w].open_answer]
+    missing = tuple(f"R[{last},{w}]" for w in readable if f"knowledge_delta.v1[{w}]" not in metrics)
     for name, found in changes.items():
         values, samples_of, few = zip(*found, strict=True)
-        metrics[name] = item_metric(mean(values), mean(samples_of), len(found), any(few))
+        metrics[name] = (
+            Metric(None, len(readable), missing, "missing")
+            if missing
+            else item_metric(mean(values), mean(samples_of), len(found), any(few))
+        )
     return metrics
 
 
@@ -315,12 +324,3 @@ def no_flips(matrix: ScoreMatrix, eval_id: str, unpaired: bool) -> dict[str, Met
     reason = "missing" if missing else "unpaired" if unpaired else "no_items"
     ids = flip_metrics(dict.fromkeys(("n11", "n10", "n01", "n00"), np.ones(1)), 0.0)
     return dict.fromkeys(ids, Metric(None, missing=missing, reason=reason))
-
-
-def collapsed(metrics: Mapping[str, Metric]) -> list[str]:
-    """Return the "eval,row" whose predictions are one label for at least 95 % of the items."""
-    return [
-        name.partition("[")[2].rstrip("]")
-        for name, metric in metrics.items()
-        if name.startswith("label_share.") and (metric.value or 0.0) >= COLLAPSED
-    ]

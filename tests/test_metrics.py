@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clbench.matrix import Cell, Metric, References, ScoreMatrix
-from clbench.metrics import compute
+from clbench.metrics import compute, effective_rank, stable_rank
 
 
 def rows_of(text: str) -> list[list[float | None]]:
@@ -327,6 +327,15 @@ def test_the_stability_gap_on_rows_is_the_lowest_later_row():
     assert metrics["wc_acc.v1[3]"].value == pytest.approx(0.61 / 3 + (2 / 3) * 0.575)
     assert metrics["wc_acc.v1[1]"].value == 0.55
     assert metrics["min_acc.v1[3]"].grid == "task"
+
+
+def test_ranks_of_a_change():
+    change = np.array([2.0, 1.0, 1.0])
+    assert effective_rank(change) == pytest.approx(2.828427, abs=5.1e-7)
+    assert stable_rank(change) == 1.5
+    assert effective_rank(np.array([3.0, 0.0])) == stable_rank(np.array([3.0, 0.0])) == 1.0
+    assert effective_rank(np.zeros(3)) is None
+    assert stable_rank(np.zeros(3)) is None
 
 
 def test_metrics_load_without_torch_or_pydantic():

@@ -636,6 +636,12 @@ def test_open_answers_are_split_into_knowledge_and_format():
     assert metrics["em.v1[w,1]"].value == 0.5
     assert metrics["gold_top1.v1[w,0]"].value == 1.0
     assert metrics["drift_format.v1[w]"].value == 1.0
+    rows = tuple({"e": Cell(0.1), "w": Cell(1.0), "x": Cell(1.0)} for _ in range(2))
+    matrix = ScoreMatrix(("t",), {"t": ("e",)}, ("w", "x"), rows)
+    metrics = summarize(matrix, {(0, "w"): before, (1, "w"): before, (0, "x"): before})
+    assert metrics["knowledge_delta.v1[w]"].value == 0.0
+    assert metrics["knowledge_delta.v1"].value is None  # half of the world is no mean of it
+    assert metrics["knowledge_delta.v1"].missing == ("R[1,x]",)
 
 
 def test_a_collapsed_predictor_shows():
@@ -644,4 +650,9 @@ def test_a_collapsed_predictor_shows():
     matrix = ScoreMatrix(("t",), {"t": ("e",)}, ("w",), ({"w": Cell(mean_score(rows))},))
     metrics = summarize(matrix, {(0, "w"): rows}, chance={"w": 1 / 3})
     assert metrics["label_share.v1[w,0]"].value == pytest.approx(0.96)
+    assert metrics["label_share.v1[w,0]"].flags == ("collapsed",)
+    even = [item(n, 0, lls=chosen[0 if n % 2 else 96]) for n in range(100)]
+    matrix = ScoreMatrix(("t",), {"t": ("e",)}, ("w",), ({"w": Cell(0.0)},))
+    metrics = summarize(matrix, {(0, "w"): even}, chance={"w": 1 / 3})
+    assert metrics["label_share.v1[w,0]"].flags == ()
     assert metrics["item_rw.v1[w]"].reason == "missing"
