@@ -190,6 +190,7 @@ class Live:
         """Leave a line for the phase before and begin a new bar."""
         self._end()
         self.clock.begin(name, total)
+        self.bars.start()  # a reference run goes on after the end of the run before it
         self.bars.reset(self.bar, total=total, description=name, details="", left=self._left())
 
     def advance(self, n: float = 1, **info: Any) -> None:

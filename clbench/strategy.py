@@ -22,7 +22,7 @@ class Example(NamedTuple):
     ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]  # True where the token is part of the answer
     task: str
-    index: int  # position among the task's distinct examples
+    index: int  # type: ignore[assignment]  # position among the task's distinct examples
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Batch:
 class Step(NamedTuple):
     """Where the training of the present task stands."""
 
-    index: int  # optimizer steps done before this one, from 0
+    index: int  # type: ignore[assignment]  # optimizer steps done before this one, from 0
     total: int | None  # expected number of steps; tokens, not steps, end a task
     lr: float  # learning rate of this step
 
