@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 Covariances = Mapping[str, "Tensor"]  # layer name -> uncentred second moment of its input (in, in)
