@@ -143,8 +143,12 @@ def find_targets(model: nn.Module, pattern: str | None = None) -> tuple[str, ...
     each name, such as `q_proj|v_proj`. Raises UserError for a quantized model, for a target
     whose weight is shared with another module, and where nothing matches.
     """
-    if getattr(model, "is_quantized", False):
-        raise UserError("a quantized model cannot be adapted: its weights take no float32 fold")
+    quantization = getattr(model, "quantization_method", None)  # set by transformers
+    if quantization is not None:
+        raise UserError(
+            f"the model is quantized ({quantization}), so its weights take no float32 fold; "
+            "load it in bfloat16, float16 or float32"
+        )
     names = _block_linears(model)
     if not names:
         raise UserError(f"{type(model).__name__} has no decoder blocks with linear layers")

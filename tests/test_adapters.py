@@ -130,6 +130,13 @@ def test_a_quantized_weight_is_refused(dtype: torch.dtype) -> None:
         find_targets(model)
 
 
+def test_a_model_that_transformers_quantized_is_refused() -> None:
+    model = toy_model("llama")
+    model.quantization_method = "gptq"
+    with pytest.raises(UserError, match=r"quantized \(gptq\)"):
+        find_targets(model)
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="no decoder blocks"):
         find_targets(nn.Sequential(nn.Linear(4, 4)))
