@@ -87,6 +87,8 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
                 context.covariances = {}
                 meter.facts |= measured.finish(model) | recording.sizes(model)
                 checkpoints.save(f"{row}-calibrate", model, strategy)
+                for note in measured.notes:
+                    progress.note(note)
 
         context.trained = dict(adapted(model))
         if not book.done(row, "train"):

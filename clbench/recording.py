@@ -13,6 +13,7 @@ from torch import nn
 
 import clbench
 from clbench import composition, models, provenance, rescoring
+from clbench.adapters import fused_parameters
 from clbench.digests import digest
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
@@ -83,7 +84,7 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
-        "model": plan.loaded.info,
+        "model": plan.loaded.info | {"not_adapted": list(fused_parameters(plan.loaded.model))},
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
         "evals": plan.evaluator.describe(),
     }

@@ -23,6 +23,11 @@ class Measured:
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # by what was read
     held_out: Tensor | None = None  # windows that no covariance has seen
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what a user should be warned of."""
+        return sorted({note for c in self.calibrations.values() for note in c.notes})
+
     def finish(self, model: nn.Module) -> dict[str, Any]:
         """Free the sums and return what calibration measured, ready for JSON.
 
@@ -83,14 +88,19 @@ class Mean(Mapping[str, Tensor]):
 
     def __init__(self, parts: Sequence[Covariances]) -> None:
         self.parts = parts
-        self._last: tuple[tuple[int, ...], Tensor] | None = None
+        self._last: tuple[list[Tensor], Tensor] | None = None  # what was averaged, and the mean
 
     def __getitem__(self, layer: str) -> Tensor:
         found = [part[layer] for part in self.parts]
-        key = tuple(id(tensor) for tensor in found)
-        if self._last is None or self._last[0] != key:  # layers of one input share one tensor
-            self._last = (key, sum(found[1:], found[0]) / len(found))
+        if self._last is not None and all(
+            a is b for a, b in zip(found, self._last[0], strict=True)
+        ):
+            return self._last[1]  # layers that read one input share one tensor
+        self._last = (found, sum(found[1:], found[0]) / len(found))
         return self._last[1]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in set(self.parts[0])  # Mapping's own would run a pass to find out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parts[0])
