@@ -46,7 +46,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"
     return torch.tensor([[*f, *r] if side == "left" else [*r, *f] for r, f in both])
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class _RoomyLayer(DynamicLayer):
     """A cache layer that writes into reserved room; growing by copies costs a third of the time."""
 
     def __init__(self, room: int) -> None:
@@ -68,7 +68,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         length = self.get_seq_length()
         if length == 0:  # a layer that shares another's keys and values holds none
             return
-        chosen = [states[indices] for states in (self.keys, self.values)]
+        chosen = [room[:, :, :length][indices] for room in self.reserved]
         self.reserved = [self._reserve(states) for states in chosen]
         for room, states in zip(self.reserved, chosen, strict=True):
             room[:, :, :length] = states
@@ -252,4 +252,5 @@ def _later_tokens(
         use_cache=True,
     ).logits
     picked = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    return (picked * real).sum(-1).tolist()
+    totals: list[float] = (picked * real).sum(-1).tolist()
+    return totals

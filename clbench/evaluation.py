@@ -8,14 +8,11 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
-import torch
-import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -266,7 +263,8 @@ class Evaluator:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return, for the record, how each eval is run and read."""
         return {
-            name: self.plan(name).describe() | {"ceiling": self.ceiling(name), "engine": engine()}
+            name: self.plan(name).describe()
+            | {"ceiling": self.ceiling(name), "engine": evalcache.engine()}
             for name in self.evals
         }
 
@@ -328,7 +326,7 @@ class Evaluator:
             "rank_ids": plan.rank_ids,
             "chat_template": None,
             "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
-            "engine": engine(),
+            "engine": evalcache.engine(),
         }
 
     def _evaluate(self, model: nn.Module, name: str, weights_digest: str | None) -> EvalResult:
@@ -402,13 +400,3 @@ class Evaluator:
                 for name, prompt in zip(plan.ids, plan.prompts, strict=True)
             }
         return self._alternatives[plan.spec.id]
-
-
-def engine() -> dict[str, str]:
-    """Return the name and the versions of what generates."""
-    return {
-        "name": "hf",
-        "lm_eval": version("lm_eval"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
