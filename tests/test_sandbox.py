@@ -365,7 +365,16 @@ def test_the_surroundings_are_bare_and_the_same_each_time(isolation: Isolation) 
         "                    found += os.listdir(path + '/' + kind)\n"
         "    return found\n"
     )
-    names = ["HOME", "LC_CTYPE", "MALLOC_ARENA_MAX", "PYTHONHASHSEED", "PYTHONUTF8", "TMPDIR", "TZ"]
+    names = [
+        "HOME",
+        "LC_CTYPE",
+        "MALLOC_ARENA_MAX",
+        "PWD",
+        "PYTHONHASHSEED",
+        "PYTHONUTF8",
+        "TMPDIR",
+        "TZ",
+    ]
     with Launcher(isolation.name, isolation.runtime, {"SECRET": "x"}) as launcher:
         job = Job(program, "f", [((), None)])
         first, second = [launcher.run(job).data.splitlines()[1][2:] for _ in range(2)]

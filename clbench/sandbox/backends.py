@@ -69,6 +69,7 @@ def make_plan(backend: str, runtime: Runtime, scratch: str) -> tuple[Any, ...]:
         "TZ": "UTC",
         "HOME": scratch,
         "TMPDIR": scratch,
+        "PWD": scratch,
         "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space
     }
     seen = ([*runtime.visible], [*runtime.links], [*runtime.hidden])

@@ -233,11 +233,13 @@ def become(plan: Plan, command: list[str], usage: Usage, ends: dict[str, int]) -
             os.dup2(end, at)
         if plan.backend == "namespaces":
             enter_namespaces(plan, usage, ends["ready"], ends["go"])
-        elif plan.backend == "none":
+        environment = plan.environment
+        if plan.backend == "none":
             own = f"{plan.scratch}/{os.getpid()}"
             os.mkdir(own)
             os.chdir(own)
-        os.execve(command[0], command, plan.environment)
+            environment |= dict.fromkeys(("HOME", "TMPDIR", "PWD"), own)
+        os.execve(command[0], command, environment)
     except BaseException as error:
         os.write(ends["error"], f"{type(error).__name__}: {error}".encode()[:500])
     os._exit(125)

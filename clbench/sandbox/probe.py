@@ -44,7 +44,7 @@ class Search:
         if self.isolation is not None:
             return f"generated code runs in {self.isolation.name}"
         tried = "; ".join(f"{attempt.backend}: {attempt.reason}" for attempt in self.attempts)
-        return f"no isolation for generated code ({tried}): {advice()}"
+        return f"no isolation for generated code ({tried}): {advice()}, or accept the risk with --isolation none"
 
 
 def advice() -> str:
