@@ -96,19 +96,18 @@ def test_math_chain_is_right_and_leads_to_the_gold():
     for row in math.eval_items() + math.train_examples():
         chain, gold = row["answer"].strip().split("\n#### ")
         results = []
-        for step in chain.split():
-            left, result = step.split("=")
+        for step in chain.split(", "):
+            left, result = step.split(" = ")
             assert eval(left.replace("/", "//")) == int(result)
             results.append((left, result))
-        assert all(left.startswith(result) for (_, result), (left, _) in pairwise(results))
+        assert all(left.startswith(f"{result} ") for (_, result), (left, _) in pairwise(results))
         assert results[-1][1] == gold == row["gold"]
 
 
 def test_math_numbers_of_the_chain_stand_in_the_question():
     for row in math.eval_items():
-        first = row["answer"].strip().split("=")[0]
-        asked = words(row["prompt"])
-        assert all(number in asked for number in words(first.replace("*", " ").replace("/", " ")))
+        first = row["answer"].split("=")[0]
+        assert set(words(first)) <= set(words(row["prompt"]))
 
 
 def test_math_ceiling_is_one():
@@ -119,7 +118,7 @@ def test_math_ceiling_is_one():
 @pytest.mark.parametrize(
     ("text", "flexible", "strict"),
     [
-        (" 3+4=7\n#### 7", 1, 1),
+        (" 3 + 4 = 7\n#### 7", 1, 1),
         (" the answer is 7.", 1, 0),
         ("#### 7 and 8", 0, 1),
         ("#### 17", 0, 0),

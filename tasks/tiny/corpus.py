@@ -7,26 +7,26 @@ from random import Random
 
 from .facts import load_facts, question, quiz, statements
 from .glossary import glossary
-from .hints import packs, snippet, story, sums, wording
+from .hints import echo, snippet, story, sums, wording
 from .skills import other_skill
 
 # Kind of document and how many are made for each 1,000.
 MIX: tuple[tuple[str, int, Callable[[Random], str]], ...] = (
     ("sums", 55, sums),
-    ("story", 45, story),
-    ("packs", 10, packs),
-    ("snippet", 90, snippet),
-    ("wording", 80, wording),
-    ("glossary", 30, glossary),
-    ("skills", 70, other_skill),
+    ("story", 60, story),
+    ("snippet", 80, snippet),
+    ("wording", 85, wording),
+    ("echo", 60, echo),
+    ("glossary", 20, glossary),
+    ("skills", 60, other_skill),
 )
-FACTS = 620  # for each 1,000
+FACTS = 580  # for each 1,000
 
 
 def fact_documents(rng: Random) -> Iterator[str]:
     """Yield every fact in every wording, again and again in another order."""
     texts = [text for fact in load_facts() for text in statements(fact)]
-    for prompt in (question, quiz):
+    for prompt in (question, quiz, question, quiz):
         texts += [f"{prompt(fact)} {fact.answer}" for fact in load_facts()]
     while True:
         yield from rng.sample(texts, len(texts))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from random import Random
 
 from . import code, instruct, math
 from .splits import split_of
+from .verifiers import follow_strict
 
 
 def equation(rng: Random) -> str:
-    """State one exact step with numbers up to 99."""
+    """State one exact step in the range of the tasks."""
     while True:
         sign = rng.choice("+++---*/")
-        left = rng.randint(2, 99)
-        number = rng.randint(2, 9) if sign in "*/" else rng.randint(2, 60)
+        left = rng.randint(2, math.LARGEST)
+        number = rng.randint(2, 9) if sign in "*/" else rng.randint(2, 12)
         if sign == "*":
-            left = rng.randint(2, 49)
+            left = rng.randint(2, 20)
         result = math.apply(left, sign, number)
         if result is not None:
-            return f"{left}{sign}{number}={result}"
+            return f"{left} {sign} {number} = {result}"
 
 
 def sums(rng: Random) -> str:
@@ -28,41 +28,32 @@ def sums(rng: Random) -> str:
 
 
 HAPPENED = {
-    "+": ("found {n}", "bought {n}", "was given {n}", "picked up {n}"),
-    "-": ("gave {n} away", "lost {n}", "sold {n}", "dropped {n}"),
-    "*": ("made {n} times that", "took it times {n}"),
-    "/": ("split by {n}", "shared by {n}"),
+    "+": ("bought {n}", "found {n}", "got {n}", "picked {n}"),
+    "-": ("gave away {n}", "lost {n}", "sold {n}", "dropped {n}"),
+    "*": ("took {n} times as many", "made it {n} times as many"),
+    "/": ("kept one of {n} equal piles", "shared by {n}"),
 }
 
 
 def story(rng: Random) -> str:
-    """Narrate a count and its changes, sum by sum."""
+    """Narrate a count and its changes, then write the sums."""
     person, thing = rng.choice(math.PEOPLE), rng.choice(math.THINGS)
     while True:
-        value = rng.randint(3, 60)
-        steps = math.draw_steps(rng, value)
-        chain = []
-        parts = []
+        value = rng.randint(3, 50)
+        opening, chain = f"had {value} {thing}", []
         if rng.random() < 0.25:
-            boxes, each = rng.randint(2, 9), rng.randint(2, 9)
-            if boxes * each == value:
-                chain.append(f"{boxes}*{each}={value}")
-        start = value
-        for step in steps:
-            chain.append(f"{value}{step.sign}{step.number}={step.result}")
-            did = rng.choice(HAPPENED[step.sign]).format(n=step.number)
-            parts.append(f"{did}: {chain[-1]}")
+            boxes, each = rng.randint(2, 6), rng.randint(2, 9)
+            value = boxes * each
+            opening, chain = f"had {boxes} boxes of {each} {thing}", [f"{boxes} * {each} = {value}"]
+        parts = [opening]
+        for step in math.draw_steps(rng, value)[: 3 - len(chain)]:
+            chain.append(f"{value} {step.sign} {step.number} = {step.result}")
+            parts.append(rng.choice(HAPPENED[step.sign]).format(n=step.number))
             value = step.result
         if split_of(tuple(chain)) == "train":
             break
-    return f"In the story of {person} {start} {thing} came first; then {'; then '.join(parts)}."
-
-
-def packs(rng: Random) -> str:
-    """Narrate a product."""
-    a, b = rng.randint(2, 9), rng.randint(2, 9)
-    thing = rng.choice(math.THINGS)
-    return f"{a} packs of {b} {thing} make {a}*{b}={a * b} {thing}."
+    sign = rng.choice(("; ", ", ", ", then "))
+    return f"{person} {', then '.join(parts)}. Sums: {sign.join(chain)}. That makes {value}."
 
 
 NOTES = {
@@ -103,62 +94,60 @@ def snippet(rng: Random) -> str:
             break
     text = code.expression(steps, takes)
     note = ", ".join(NOTES[op.code].format(a=argument) for op, argument in steps)
-    form = rng.randrange(4)
+    said = ", ".join(op.then.format(a=argument) for op, argument in steps)
+    form = rng.randrange(5)
     if form == 0:
         return f"y = {text}  # {takes} {note}"
     if form == 1:
         return f"# {takes} {note}\n{rng.choice('abcdpq')} = lambda {takes}: {text}"
     if form == 2:
-        return f"{takes} {note}: {text}"
+        return f"{takes}: {note} = {text}"
+    if form == 3:
+        return f"{takes}: {said} = {text}"
     value = rng.choice(code.SAMPLES[takes])
     return f">>> {takes} = {value!r}\n>>> {text}\n{code.compute(steps, value)!r}"
 
 
-def sentence(rng: Random, topic: str, words: list[str] | None = None) -> str:
-    """Say something about a topic, with the given adjectives if any."""
-    pick = list(words or [])
-    while len(pick) < 2:
-        pick.append(rng.choice(instruct.ADJECTIVES))
-    patterns = instruct.PATTERNS + (() if words else instruct.SHORT)
-    pattern = rng.choice([p for p in patterns if "{b}" in p] if len(words or []) > 1 else patterns)
-    the = rng.choice(("the", "a", "this"))
-    text = pattern.format(the=the, t=topic, a=pick[0], b=pick[1])
-    return text[0].upper() + text[1:]
+LABELS = {
+    "existence": "with {}",
+    "frequency": "{word} {number} times",
+    "forbidden_words": "not {}",
+    "number_words": "{relation} {number} words",
+    "number_sentences": "{number} sentences",
+    "bullet_lists": "{number} points",
+    "title": "title",
+    "json_format": "JSON",
+    "end_checker": "end {phrase}",
+    "quotation": "double quotes",
+    "english_lowercase": "small letters",
+    "no_comma": "no commas",
+}
 
 
 def wording(rng: Random) -> str:
-    """Show one way of shaping a text, under its name."""
+    """Shape a short text about a topic in one to three ways, named before it."""
     topic = rng.choice(instruct.TOPICS)
-    text = sentence(rng, topic)
-    form = rng.randrange(12)
-    if form == 0:
-        return f"small letters | {text} | {text.lower()}"
-    if form == 1:
-        return f"JSON | {topic} | {json.dumps({topic: text})}"
-    if form == 2:
-        return f'double quotes | {topic} | "{text}"'
-    if form == 3:
-        count = rng.randint(2, 4)
-        lines = "\n".join(f"* {sentence(rng, topic)}" for _ in range(count))
-        return f"{count} bullet points | {topic} |\n{lines}"
-    if form == 4:
-        return f"title | {topic} | <<{topic.capitalize()}>> {text}"
-    if form == 5:
-        closing = rng.choice(instruct.CLOSINGS)
-        return f"end {closing} | {topic} | {text} {closing.capitalize()}"
-    if form == 6:
-        asked = rng.sample(instruct.ADJECTIVES, rng.choice((1, 2)))
-        return f"words {' '.join(asked)} | {topic} | {sentence(rng, topic, asked)}"
-    if form == 7:
-        count = rng.randint(2, 4)
-        said = " ".join(sentence(rng, topic) for _ in range(count))
-        return f"{count} sentences | {topic} | {said}"
-    if form == 8:
-        word = rng.choice(instruct.ADJECTIVES)
-        return f"{word} 2 times | {topic} | {sentence(rng, topic, [word, word])}"
-    if form == 9:
-        text = sentence(rng, topic)
-        return f"no commas | {text} | {text.replace(',', '')}"
-    if form == 10:
-        return f"short | {topic} | {rng.choice(('It is', 'So'))} {rng.choice(instruct.ADJECTIVES)}."
-    return " ".join(sentence(rng, topic) for _ in range(rng.randint(1, 3)))
+    while True:
+        constraints = instruct.draw_constraints(rng, topic)
+        if split_of(instruct.problem_of(topic, constraints)) != "train":
+            continue
+        if rng.random() < 0.4:
+            constraints = constraints[:1]
+        text = instruct.draw_response(rng, topic, constraints)
+        if all(follow_strict(constraints, text)):
+            break
+    labels = [
+        LABELS[item["kind"]].format(" and ".join(item["args"].get("words", ())), **item["args"])
+        for item in constraints
+    ]
+    return f"[{topic}; {'; '.join(labels)}] {text}"
+
+
+def echo(rng: Random) -> str:
+    """Say a row of things twice: reading what stands before is a skill of its own."""
+    pool = [*instruct.ADJECTIVES, *instruct.TOPICS, *math.THINGS, *math.PEOPLE]
+    items = [
+        str(rng.randint(2, 60)) if rng.random() < 0.4 else rng.choice(pool)
+        for _ in range(rng.randint(4, 9))
+    ]
+    return f"{' '.join(items)} / {' '.join(items)}"

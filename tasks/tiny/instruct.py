@@ -146,6 +146,11 @@ def draw_response(rng: Random, topic: str, constraints: list[dict[str, Any]]) ->
     return text
 
 
+def problem_of(topic: str, constraints: list[dict[str, Any]]) -> object:
+    """Return what decides the split of an instruction: its topic and constraints, in any order."""
+    return topic, sorted((item["kind"], repr(item["args"])) for item in constraints)
+
+
 def make(rng: Random) -> tuple[object, Row]:
     """Draw one instruction and a response that follows it."""
     topic = rng.choice(TOPICS)
@@ -162,8 +167,7 @@ def make(rng: Random) -> tuple[object, Row]:
         "answer": f" {response}",
         "constraints": constraints,
     }
-    problem = (topic, sorted((item["kind"], repr(item["args"])) for item in constraints))
-    return problem, row
+    return problem_of(topic, constraints), row
 
 
 @cache

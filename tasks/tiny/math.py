@@ -12,7 +12,7 @@ from .splits import Row, SharedText, draw, listed
 NAME = "tiny_math"
 STOPS = ("Question:",)
 MAX_NEW_TOKENS = 48
-LARGEST = 99
+LARGEST = 60
 
 PEOPLE = listed(
     "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kate Leo Mia Nina Omar Paul Rosa Sam Tina Will"
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def apply(value: int, sign: str, number: int) -> int | None:
-    """Compute one step; None if it is not exact or leaves 0..99."""
+    """Compute one step; None if it is not exact or leaves 1..60."""
     if sign == "/":
         return value // number if value % number == 0 else None
     result = {"+": value + number, "-": value - number, "*": value * number}[sign]
@@ -60,7 +60,7 @@ def draw_steps(rng: Random, start: int) -> list[Step]:
     goal = rng.choice((1, 2, 2, 3))
     while len(steps) < goal:
         sign = rng.choice("++--*/")
-        number = rng.randint(2, 5) if sign in "*/" else rng.randint(2, 40)
+        number = rng.randint(2, 4) if sign in "*/" else rng.randint(2, 12)
         result = apply(value, sign, number)
         if result is not None:
             steps.append(Step(sign, number, result))
@@ -73,24 +73,24 @@ def make(rng: Random) -> tuple[object, Row]:
     person, thing = rng.choice(PEOPLE), rng.choice(THINGS)
     chain: list[str] = []
     if rng.random() < 0.25:
-        boxes, start = rng.randint(2, 9), rng.randint(2, 9)
+        boxes, start = rng.randint(2, 6), rng.randint(2, 9)
         opening = rng.choice(BOXES).format(p=person, a=boxes, n=start, t=thing)
         value = boxes * start
-        chain.append(f"{boxes}*{start}={value}")
+        chain.append(f"{boxes} * {start} = {value}")
     else:
-        value = rng.randint(3, 60)
+        value = rng.randint(3, 50)
         opening = rng.choice(STARTS).format(p=person, n=value, t=thing)
     sentences = [opening]
     phrases = {"+": GAINS, "-": LOSSES, "*": TIMES, "/": SHARES}
     if not chain or rng.random() < 0.8:
         for step in draw_steps(rng, value)[: 3 - len(chain)]:
             sentences.append(f"{person} {rng.choice(phrases[step.sign]).format(n=step.number)}.")
-            chain.append(f"{value}{step.sign}{step.number}={step.result}")
+            chain.append(f"{value} {step.sign} {step.number} = {step.result}")
             value = step.result
     question = " ".join([*sentences, rng.choice(ENDS).format(t=thing, p=person)])
     row = {
         "prompt": f"Question: {question}\nAnswer:",
-        "answer": f" {' '.join(chain)}\n#### {value}",
+        "answer": f" {', '.join(chain)}\n#### {value}",
         "gold": str(value),
     }
     return tuple(chain), row

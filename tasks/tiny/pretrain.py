@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,27 +25,31 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .corpus import documents
+from .glossary import glossary
+from .muon import Muon
 from .vocabulary import END, PAD, SIZE, train_tokenizer
 
 CHECKPOINT = "checkpoint.safetensors"
 SAMPLE = 40_000  # documents the tokenizer learns from
+PART = 50_000  # documents made at once, each part from a seed of its own
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, apart from the code and the machine."""
 
-    steps: int = 3000
+    steps: int = 5000
     batch: int = 16
     window: int = 128
-    lr: float = 3e-3
-    final_lr: float = 0.05  # share of `lr` left at the end
+    lr: float = 0.02  # of the matrices, by Muon
+    vector_lr: float = 3e-3  # of embeddings and norms, by Adam
+    cooldown: float = 0.25  # share of the steps in which the rate falls to zero
     warmup: int = 100
-    decay: float = 0.1
+    decay: float = 0.05
     clip: float = 1.0
     seed: int = 0
     width: int = 256
-    inner: int = 704
+    inner: int = 512
     layers: int = 4
     heads: int = 4
 
@@ -56,8 +60,10 @@ class Recipe:
 
 
 def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on documents that the model does not see."""
-    return train_tokenizer(text for _, text in documents(recipe.seed + 1, SAMPLE))
+    """Train the tokenizer on other documents, with more of the words that tasks will use."""
+    rng = Random(f"tokenizer/{recipe.seed}")
+    texts = [text for _, text in documents(recipe.seed + 1, SAMPLE)]
+    return train_tokenizer([*texts, *(glossary(rng) for _ in range(SAMPLE // 10))])
 
 
 def make_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -93,7 +99,7 @@ def pack(
     counts: Counter[str] = Counter()
     row, filled, part = 0, 0, 0
     while row < recipe.rows:
-        batch = list(documents(recipe.seed + 2 + part, 50_000))
+        batch = list(documents(recipe.seed + 2 + part, PART))
         part += 1
         encoded = tokenizer([text for _, text in batch], add_special_tokens=False)["input_ids"]
         for (kind, _), ids in zip(batch, encoded, strict=True):
@@ -109,41 +115,77 @@ def pack(
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    share = recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * done)) / 2
-    return recipe.lr * share
+    """Return the share of the learning rates in a step: linear warm-up, constant, linear to 0."""
+    up = (step + 1) / recipe.warmup
+    down = (recipe.steps - step) / (recipe.cooldown * recipe.steps)
+    return min(1.0, up, down)
 
 
-def save_checkpoint(
-    out: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, log: dict[str, Any]
-) -> None:
+def check_same(recipe: Recipe, other: dict[str, Any], start: int) -> None:
+    """Refuse a checkpoint of another recipe; only the end may move, before any cool-down began."""
+    began = min(recipe.steps, other["steps"]) * (1 - recipe.cooldown) < start
+    if {**asdict(recipe), "steps": 0} != {**other, "steps": 0} or (
+        began and recipe.steps != other["steps"]
+    ):
+        raise SystemExit(f"the folder holds a checkpoint of another recipe: {other}")
+
+
+class Optimizers:
+    """Muon for the matrices, Adam for embeddings and norms; states by parameter name."""
+
+    def __init__(self, model: LlamaForCausalLM, recipe: Recipe) -> None:
+        """Sort the parameters of `model`."""
+        self.recipe = recipe
+        self.named = dict(model.named_parameters())
+        matrices = {n: p for n, p in self.named.items() if p.dim() > 1 and "embed" not in n}
+        self.muon = Muon(matrices.values())
+        others = [p for name, p in self.named.items() if name not in matrices]
+        self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def step(self, share: float) -> None:
+        """Clip, step with this share of the learning rates, and clear the gradients."""
+        torch.nn.utils.clip_grad_norm_(self.named.values(), self.recipe.clip)
+        self.adam.param_groups[0]["lr"] = self.recipe.vector_lr * share
+        self.adam.step()
+        self.muon.step(self.recipe.lr * share, self.recipe.decay)
+        for parameter in self.named.values():
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return weights and moments under names that `load` understands."""
+        found = {f"weight.{name}": p.detach() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            if parameter in self.muon.buffers:
+                found[f"momentum.{name}"] = self.muon.buffers[parameter]
+            for key, value in self.adam.state.get(parameter, {}).items():
+                found[f"{key}.{name}"] = value
+        return found
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore what `tensors` returned."""
+        for name, parameter in self.named.items():
+            parameter.data.copy_(tensors[f"weight.{name}"])
+            if parameter in self.muon.buffers:
+                self.muon.buffers[parameter].copy_(tensors[f"momentum.{name}"])
+            else:
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.adam.state[parameter] = {key: tensors[f"{key}.{name}"] for key in keys}
+
+
+def save_checkpoint(out: Path, optimizers: Optimizers, log: dict[str, Any]) -> None:
     """Write weights, moments and log to one file that is replaced whole."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value
     part = out / f"{CHECKPOINT}.part"
-    save_file(tensors, part, metadata={"log": json.dumps(log)})
+    save_file(optimizers.tensors(), part, metadata={"log": json.dumps(log)})
     os.replace(part, out / CHECKPOINT)
 
 
-def load_checkpoint(
-    out: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW
-) -> dict[str, Any] | None:
-    """Restore what `save_checkpoint` wrote; None if there is nothing."""
+def load_checkpoint(out: Path, optimizers: Optimizers, device: str) -> dict[str, Any] | None:
+    """Restore what `save_checkpoint` wrote and return its log; None if there is nothing."""
     if not (out / CHECKPOINT).exists():
         return None
-    with safe_open(out / CHECKPOINT, framework="pt", device=str(model.device)) as file:
+    with safe_open(out / CHECKPOINT, framework="pt", device=device) as file:
+        optimizers.load({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         log: dict[str, Any] = json.loads(file.metadata()["log"])
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(file.get_tensor(f"weight.{name}"))
-            optimizer.state[parameter] = {
-                key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-            }
     return log
 
 
@@ -155,46 +197,31 @@ def train(recipe: Recipe, out: Path, device: str, every: int) -> None:
     model = make_model(recipe)
     model.to(device)  # type: ignore[arg-type]
     model.train()
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": recipe.decay},
-            {"params": vectors, "weight_decay": 0},
-        ],
-        lr=recipe.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    log = load_checkpoint(out, model, optimizer) or {"recipe": asdict(recipe), "steps": []}
-    if log["recipe"] != asdict(recipe):
-        raise SystemExit(f"{out} holds a checkpoint of another recipe: {log['recipe']}")
+    optimizers = Optimizers(model, recipe)
+    log = load_checkpoint(out, optimizers, device) or {"recipe": asdict(recipe), "steps": []}
     before = log["steps"][-1]["seconds"] if log["steps"] else 0.0
     start = log["steps"][-1]["step"] if log["steps"] else 0
+    check_same(recipe, log["recipe"], start)
+    log["recipe"] = asdict(recipe)
     began, losses = time.monotonic(), []
     for step in range(start, recipe.steps):
-        batch = torch.from_numpy(rows[step * recipe.batch : (step + 1) * recipe.batch]).to(device)
-        batch = batch.long()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(recipe, step)
+        batch = torch.from_numpy(rows[step * recipe.batch : (step + 1) * recipe.batch])
+        batch = batch.to(device).long()
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
+        optimizers.step(rate(recipe, step))
         losses.append(loss.detach())
         done = step + 1
         if done % every == 0 or done == recipe.steps:
             seconds = before + time.monotonic() - began
             mean = float(torch.stack(losses).mean())
             losses.clear()
-            log["steps"].append(
-                {"step": done, "loss": round(mean, 4), "seconds": round(seconds, 1)}
-            )
+            entry = {"step": done, "loss": round(mean, 4), "seconds": round(seconds, 1)}
+            log["steps"].append(entry)
             left = (recipe.steps - done) * (seconds - before) / (done - start)
             print(f"step {done}/{recipe.steps}  loss {mean:.4f}  {left:.0f} s left", flush=True)
-            save_checkpoint(out, model, optimizer, log)
+            save_checkpoint(out, optimizers, log)
     export(out, model, tokenizer, {**log, "tokens": counts})
 
 
