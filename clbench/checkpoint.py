@@ -128,7 +128,8 @@ class Checkpoints:
             with safe_open(self.directory / file, framework="pt") as handle:
                 for name, place in places.items():
                     if place.file == file:
-                        tensors[name] = handle.get_tensor(place.key).clone()  # not a view of the file
+                        # A clone, because two reads of one key may be views of one mapping.
+                        tensors[name] = handle.get_tensor(place.key).clone()
         return tensors
 
 

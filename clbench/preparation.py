@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from clbench import data, leak, models, registry, sandbox, training
 from clbench.config import RunConfig
@@ -65,8 +66,10 @@ class Plan:
     def examples(self, task: Task) -> list[Example]:
         """Return the tokenized training examples of a task; tokenized once."""
         if task.name not in self._examples:
+            positions = self.loaded.info["max_positions"] or self.config.train.max_length
+            limit = min(self.config.train.max_length, positions)
             self._examples[task.name] = data.encode(
-                task.train(), self.loaded.tokenizer, task.name, self.config.train.max_length
+                task.train(), self.loaded.tokenizer, task.name, limit
             )
         return self._examples[task.name]
 
@@ -190,4 +193,5 @@ def _quiet_libraries() -> None:
     """Keep third parties from writing into the progress display."""
     for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "clbench torch transformers peft lm-eval datasets tokenizers safetensors accelerate numpy scipy"
-).split()
+    "clbench",
+    "torch",
+    "transformers",
+    "peft",
+    "lm-eval",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "scipy",
+)
 
 
 def now() -> str:
