@@ -44,7 +44,8 @@ class Search:
         if self.isolation is not None:
             return f"generated code runs in {self.isolation.name}"
         tried = "; ".join(f"{attempt.backend}: {attempt.reason}" for attempt in self.attempts)
-        return f"no isolation for generated code ({tried}): {advice()}, or accept the risk with --isolation none"
+        risk = "or accept the risk with --isolation none"
+        return f"no isolation for generated code ({tried}): {advice()}, {risk}"
 
 
 def advice() -> str:
