@@ -85,7 +85,9 @@ class Strategy:
     """One way to learn a stream. Fields are hyperparameters; attributes ending in `_` are state.
 
     A subclass overrides only the hooks that it needs; `class Full(Strategy)` with a docstring
-    is complete. State must load without pickle: tensors, numbers, strings, lists, dicts.
+    is complete. State must load without pickle: tensors, numbers, strings, lists, dicts. A run
+    that was interrupted goes on with a new object that has the fields and the state of the old
+    one, without a second `begin_task`: anything else is lost, so find layers in the model.
     """
 
     kind: ClassVar[Literal["adapter", "guard"]] = "adapter"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from clbench import experiment, preparation
 from clbench.checkpoint import Checkpoints
+from clbench.comparison import compare
 from clbench.config import EvalConfig, TrainConfig
 from clbench.errors import RunFailed, UserError
 from clbench.models import weights_digest
@@ -46,9 +47,7 @@ def test_a_run_scores_every_cell_and_records_how(finished):
     record = Record.load(finished)
     assert record.status == "complete"
     assert len(record.matrix.rows) == 4
-    assert all(
-        record.matrix.score(k, e) is not None for k in range(4) for e in record.matrix.evals
-    )
+    assert all(record.matrix.score(k, e) is not None for k in range(4) for e in record.matrix.evals)
     assert len(outcomes(finished)) == 4 * 5
     phases = [(p["row"], p["phase"]) for p in record.provenance["phases"]]
     steps = ("calibrate", "train", "fold", "evaluate")
@@ -161,6 +160,29 @@ def test_references_are_shared_by_every_strategy(model, tmp_path):
     assert experiment.run(other, out=tmp_path / "full").references == record.references
     assert runs == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("record.json")}
     assert rescore(tmp_path / "null").changed == ()
+
+
+@pytest.mark.parametrize("layout", ["qwen2", "gemma", "gpt2"])
+def test_other_layouts_run_whole(layout, tmp_path):
+    model = toy_runs.save_toy_model(tmp_path / "model", layout)
+    few = EvalConfig.of({"samples": 2, "rank_items": 2, "schedule": "ends"})
+    config = toy_runs.toy_config(model, eval=few, tasks=("math", "if"))
+    record = experiment.run(config, out=tmp_path / "run")
+    assert record.status == "complete"
+    folds = [p for p in record.provenance["phases"] if p["phase"] == "fold"]
+    assert all(p["dw_rel"]["all"] > 0 for p in folds)
+
+
+def test_strategies_of_one_key_compare_and_other_budgets_do_not(finished, model, tmp_path):
+    experiment.run(toy_runs.toy_config(model, strategy="lora"), out=tmp_path / "lora")
+    found = compare(finished, tmp_path / "lora")
+    base = [cell for cell in found.cells if cell.name.startswith("R[0,")]
+    assert len(found.cells) == 20
+    assert [(cell.difference, cell.interval) for cell in base] == [(0.0, (0.0, 0.0))] * 5
+    longer = TrainConfig.of({"steps": 5, "batch_size": 4, "lr": 0.01})
+    experiment.run(toy_runs.toy_config(model, train=longer), out=tmp_path / "longer")
+    with pytest.raises(UserError, match="token_budget"):
+        compare(finished, tmp_path / "longer")
 
 
 def test_full_writes_only_the_targets(model, tmp_path):

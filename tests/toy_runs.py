@@ -7,15 +7,23 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from clbench.config import CalibrationConfig, EvalConfig, RunConfig, TrainConfig
 
 KILLER = f"{Path(__file__).parent / 'killer.py'}:Killer"
 
 
-def save_toy_model(directory: Path) -> Path:
-    """Write a random Llama (width 32, 2 layers) with one token per byte."""
+LAYOUTS = {  # width 32, 2 layers
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
+    "gpt2": {"n_inner": 48, "n_positions": 512},
+}
+
+
+def save_toy_model(directory: Path, layout: str = "llama") -> Path:
+    """Write a random model of one layout, with one token per byte."""
     alphabet = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     rules = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -23,21 +31,21 @@ def save_toy_model(directory: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=rules, eos_token="<eos>", pad_token="<pad>"
     )
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        layout,
         vocab_size=len(alphabet),
         hidden_size=32,
-        intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
+        **({} if layout == "gpt2" else {"intermediate_size": 48, "max_position_embeddings": 512}),
+        **LAYOUTS[layout],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
