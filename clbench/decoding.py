@@ -50,7 +50,7 @@ class _RoomyLayer(DynamicLayer):
     """A cache layer that writes into reserved room; growing by copies costs a third of the time."""
 
     def __init__(self, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room = room
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:

@@ -20,6 +20,15 @@ FULL_RANK_ITEMS = 500
 PERCENT_METRICS = frozenset({"bleu", "chrf"})  # reported in 0..100
 
 
+class Documents(list[dict[str, Any]]):
+    """Documents as lm-eval reads a data set, without Arrow, which has no mixed lists."""
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """Return the columns by name."""
+        return self[0]
+
+
 class EvalPlan:
     """An eval bound to its documents: which are scored, with which prompts, under which digest."""
 

@@ -25,6 +25,7 @@ from clbench.config import EvalConfig
 from clbench.decoding import Alternatives, Generation
 from clbench.errors import UserError, unknown
 from clbench.evalplan import (
+    Documents,
     EvalPlan,
     accepted,
     gold_texts,
@@ -152,15 +153,6 @@ class Oracle(LM):  # type: ignore[misc]
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """Refuse: a text's likelihood has no gold."""
         raise NotImplementedError
-
-
-class Documents(list[dict[str, Any]]):
-    """Documents as lm-eval reads a data set, without Arrow, which has no mixed lists."""
-
-    @property
-    def features(self) -> dict[str, Any]:
-        """Return the columns by name."""
-        return self[0]
 
 
 def build_task(spec: Eval) -> ConfigurableTask:
