@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import toy_runs
 import torch
+import toy_runs
 from safetensors.torch import load_file
 
 from clbench import experiment, preparation

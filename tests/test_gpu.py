@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import pytest
-import toy_runs
 import torch
+import toy_runs
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from clbench import experiment, preparation, training
