@@ -39,22 +39,26 @@ def run(
     that diverged, with its record kept.
     """
     progress = progress or Silent()
+    try:
+        return carry_out(config, out or config.directory(), fresh, progress)
+    finally:
+        progress.done()
+
+
+def carry_out(config: RunConfig, place: Path, fresh: bool, progress: Progress) -> Record:
+    """Do what `run` promises, leaving the display open."""
     plan = prepare(config)
-    place = out or config.directory()
     with RunDirectory(place, recording.new_record(plan), fresh=fresh) as book:
-        try:
-            if book.record.status == "partial":
-                if config.model != "tiny":
-                    needs = estimate.estimate(config, plan.strategy, plan.device, plan.workload())
-                    progress.note(f"this run needs {needs.sentence()}")
-                    estimate.check(needs, plan.device, place)
-                learn_stream(plan, book, progress)
-            if book.record.status == "diverged":
-                raise RunFailed(recording.divergence(book))
-            if config.reference:
-                references.attach(plan, book, progress)
-        finally:
-            progress.done()
+        if book.record.status == "partial":
+            if config.model != "tiny":
+                needs = estimate.estimate(config, plan.strategy, plan.device, plan.workload())
+                progress.note(f"this run needs {needs.sentence()}")
+                estimate.check(needs, plan.device, place)
+            learn_stream(plan, book, progress)
+        if book.record.status == "diverged":
+            raise RunFailed(recording.divergence(book))
+        if config.reference:
+            references.attach(plan, book, progress)
         return book.record
 
 

@@ -62,7 +62,8 @@ def attach(plan: Plan, book: RunDirectory, progress: Progress) -> None:
     scores: dict[str, dict[str, float]] = {}
     sources: dict[str, tuple[str, ...]] = {}
     for name, config in configurations(plan).items():
-        record = experiment.run(config, progress=progress)
+        progress.note(f"reference {name}")
+        record = experiment.carry_out(config, config.directory(), False, progress)
         kind, _, alone = name.partition(" ")
         sources[kind] = (*sources.get(kind, ()), record.record_digest())
         last = len(record.matrix.rows) - 1
