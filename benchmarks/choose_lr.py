@@ -33,7 +33,7 @@ def trial(strategy: str, rate: float, threads: int | None) -> float:
     record = clbench.run(
         STREAM,
         strategy,
-        settings={"train.lr": rate, "eval.split": "validation", "eval.schedule": "lower"},
+        settings={"train.lr": rate, "eval.split": "validation", "eval.schedule": "ends"},
         threads=threads,
         progress=Lines(sys.stderr),
     )

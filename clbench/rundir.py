@@ -31,12 +31,13 @@ class RunDirectory:
     def __init__(self, path: Path, new: Record, *, fresh: bool = False) -> None:
         self.path = path
         self._refuse_foreign_files()
+        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
         try:
             self._open(new, fresh)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def _open(self, new: Record, fresh: bool) -> None:
@@ -62,6 +63,14 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the directory; a run that never began leaves nothing behind."""
+        if not (self.path / "record.json").exists():
+            (self.path / ".lock").unlink(missing_ok=True)
+            for folder in self._made:
+                folder.rmdir()
         self._lock.close()
 
     @property

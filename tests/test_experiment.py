@@ -17,6 +17,7 @@ from clbench.errors import RunFailed, UserError
 from clbench.models import weights_digest
 from clbench.rescoring import rescore
 from clbench.results import Record, read_items
+from clbench.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,19 @@ def test_a_folder_that_is_no_run_is_left_alone(model, tmp_path):
         with pytest.raises(UserError, match=r"holds files that are not a run \(thesis.tex\)"):
             experiment.run(toy_runs.toy_config(model), out=tmp_path / "mine", fresh=fresh)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_what_cannot_begin_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="no-such-model"):
+        experiment.run(toy_runs.toy_config(tmp_path / "no-such-model"), out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_run(finished, model):
+    with RunDirectory(finished, Record.load(finished)) as book:
+        assert book.record.status == "complete"
+        with pytest.raises(UserError, match="another process is writing"):
+            experiment.run(toy_runs.toy_config(model), out=finished)
 
 
 def test_a_loss_that_is_not_finite_keeps_its_record_as_diverged(model, tmp_path):
