@@ -140,6 +140,15 @@ def test_the_whole_result_says_where_the_record_is_and_what_to_type_next():
     assert "One seed" in shown
 
 
+def test_what_to_type_next_names_a_model_that_is_not_the_default():
+    asked = {"stream": "s", "strategy": "x", "run": {"model": "org/m", "data": "tiny"}}
+    shown = text.result(record(config=asked), Path("runs"))
+    assert "clbench run --stream s --model org/m --data tiny --strategy x --seed 1" in shown
+    asked["run"] = {"model": "tiny", "data": "tiny"}
+    shown = text.result(record(config=asked), Path("runs"))
+    assert "clbench run --stream s --strategy x --seed 1" in shown
+
+
 @pytest.mark.parametrize(("num", "shown"), [(412e6, "412 MB"), (1.26e9, "1.3 GB")])
 def test_sizes_are_for_people(num: float, shown: str):
     assert text.size(num) == shown

@@ -27,8 +27,8 @@ SUMMARY = {
     "world_after.v1": "world knowledge, at the end",
     "world_delta.v1": "change of world knowledge",
     "world_ratio_clip.v1": "retention: share of the base score kept",
-    "knowledge_delta.v1": "of it, knowledge (gold ranked first)",
-    "format_delta.v1": "of it, format of the answer",
+    "knowledge_delta.v1": "open answers: change of knowledge (gold ranked first)",
+    "format_delta.v1": "open answers: change that is format",
     "rel_pooled.v1": "gain kept, of what single tasks gain",
     "joint_gap.v1": "gap to joint training",
 }
@@ -183,7 +183,7 @@ def _close(record: Record, place: Path | None) -> str:
     lines = ["One seed shows how this model answers these items, not which strategy is better."]
     if place is not None:
         config = record.config
-        command = f"clbench run --stream {config.stream} --strategy"
+        command = f"clbench run --stream {config.stream}{_model(record)} --strategy"
         lines += [
             f"record: {place / 'record.json'}",
             "next:",
@@ -192,6 +192,14 @@ def _close(record: Record, place: Path | None) -> str:
             f"  clbench compare {place} OTHER   the paired difference of two runs",
         ]
     return "\n".join(lines)
+
+
+def _model(record: Record) -> str:
+    """Return the options that name the model and its data, where they are not the default."""
+    asked = cast(Mapping[str, Any], (record.config.model_extra or {}).get("run", {}))
+    if asked.get("model", "tiny") == "tiny":
+        return ""
+    return f" --model {asked['model']} --data {asked['data']}"
 
 
 def _notes(record: Record) -> Iterator[str]:
