@@ -137,7 +137,7 @@ def tensor_digest(tensor: Tensor) -> str:
     """Return the BLAKE2b-256 of a tensor's dtype, shape and bytes."""
     content = tensor.detach().contiguous().cpu()
     digest = hashlib.blake2b(f"{content.dtype}{tuple(content.shape)}".encode(), digest_size=32)
-    digest.update(content.reshape(-1).view(torch.uint8).numpy())
+    digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,8 @@ import toy_runs
 from clbench.results import Record
 
 STARTER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIG_IGN
 sys.path.insert(0, {folder!r})
 import toy_runs
 from pathlib import Path
