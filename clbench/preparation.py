@@ -193,5 +193,5 @@ def _quiet_libraries() -> None:
     """Keep third parties from writing into the progress display."""
     for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")
