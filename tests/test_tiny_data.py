@@ -59,7 +59,9 @@ def test_a_planted_eval_prompt_is_found():
 
 @pytest.fixture(scope="module")
 def pretraining():
-    return [text for _, text in corpus.documents(seed=2, count=60_000)]
+    parts = [corpus.documents(2, 40_000, 0), corpus.documents(5, 10_000, 1)]
+    parts.append(corpus.documents(7, 20_000, 2))
+    return [text for part in parts for _, text in part]
 
 
 @tasks

@@ -99,6 +99,12 @@ def expression(steps: list[tuple[Op, Any]], name: str) -> str:
     return text
 
 
+def say(steps: list[tuple[Op, Any]], name: str) -> str:
+    """Word the steps as one instruction about `name`."""
+    said = [steps[0][0].first.format(v=name, a=steps[0][1])]
+    return ", then ".join([*said, *(op.then.format(a=argument) for op, argument in steps[1:])])
+
+
 def draw_steps(rng: Random, takes: str) -> list[tuple[Op, Any]]:
     """Draw one or two operations whose result is not the same for every sample."""
     while True:
@@ -117,9 +123,7 @@ def make(rng: Random) -> tuple[object, Row]:
     takes = rng.choice(("x", "s", "xs"))
     steps = draw_steps(rng, takes)
     name = rng.choice(FUNCTIONS)
-    said = [steps[0][0].first.format(v=takes, a=steps[0][1])]
-    said += [op.then.format(a=argument) for op, argument in steps[1:]]
-    task = ", then ".join(said)
+    task = say(steps, takes)
     body = f"    return {expression(steps, takes)}\n"
     head = f"def {name}({takes}):\n"
     if rng.random() < 0.5:

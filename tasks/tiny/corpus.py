@@ -7,20 +7,23 @@ from random import Random
 
 from .facts import load_facts, question, quiz, statements
 from .glossary import glossary
-from .hints import echo, snippet, story, sums, wording
+from .hints import echo, one_change, snippet, spoken, story, sums, told_story, wording
 from .skills import other_skill
 
-# Kind of document and how many are made for each 1,000.
-MIX: tuple[tuple[str, int, Callable[[Random], str]], ...] = (
-    ("sums", 55, sums),
-    ("story", 60, story),
-    ("snippet", 80, snippet),
-    ("wording", 85, wording),
-    ("echo", 60, echo),
-    ("glossary", 20, glossary),
-    ("skills", 60, other_skill),
+# Kind of document, and how many of each 1,000 in each stage of the training.
+MIX: tuple[tuple[str, tuple[int, int, int], Callable[[Random], str]], ...] = (
+    ("sums", (55, 130, 70), sums),
+    ("story", (60, 120, 30), story),
+    ("told", (0, 0, 70), told_story),
+    ("change", (0, 0, 60), one_change),
+    ("snippet", (80, 85, 40), snippet),
+    ("spoken", (0, 0, 80), spoken),
+    ("wording", (85, 95, 110), wording),
+    ("echo", (60, 60, 40), echo),
+    ("glossary", (20, 10, 10), glossary),
+    ("skills", (60, 70, 60), other_skill),
 )
-FACTS = 580  # for each 1,000
+FACTS = (580, 430, 460)
 
 
 def fact_documents(rng: Random) -> Iterator[str]:
@@ -32,12 +35,12 @@ def fact_documents(rng: Random) -> Iterator[str]:
         yield from rng.sample(texts, len(texts))
 
 
-def documents(seed: int, count: int) -> Iterator[tuple[str, str]]:
-    """Yield `count` pairs (kind, text) in a fixed order."""
+def documents(seed: int, count: int, stage: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield `count` pairs (kind, text) in a fixed order, mixed as in this stage."""
     rng = Random(f"corpus/{seed}")
     facts = fact_documents(Random(f"facts/{seed}"))
-    makers = {kind: make for kind, _, make in MIX}
-    kinds = ["facts", *makers]
-    weights = [FACTS, *(weight for _, weight, _ in MIX)]
+    mix = {kind: (weights[stage], make) for kind, weights, make in MIX if weights[stage]}
+    kinds = ["facts", *mix]
+    weights = [FACTS[stage], *(weight for weight, _ in mix.values())]
     for kind in rng.choices(kinds, weights, k=count):
-        yield kind, next(facts) if kind == "facts" else makers[kind](rng)
+        yield kind, next(facts) if kind == "facts" else mix[kind][1](rng)

@@ -56,6 +56,33 @@ def story(rng: Random) -> str:
     return f"{person} {', then '.join(parts)}. Sums: {sign.join(chain)}. That makes {value}."
 
 
+def told_story(rng: Random) -> str:
+    """Narrate the same in sentences of their own."""
+    text = story(rng)
+    person = text.split()[0]
+    told, sums_ = text.split(". Sums: ")
+    return f"{told.replace(', then ', f'. {person} ')}. {rng.choice(('In sums: ', 'So '))}{sums_}"
+
+
+def one_change(rng: Random) -> str:
+    """Tell one change in the words of the tasks, with its sum."""
+    person, thing = rng.choice(math.PEOPLE), rng.choice(math.THINGS)
+    while True:
+        if rng.random() < 0.2:
+            boxes, each = rng.randint(2, 6), rng.randint(2, 9)
+            told = rng.choice(math.BOXES).format(p=person, a=boxes, n=each, t=thing)
+            chain = f"{boxes} * {each} = {boxes * each}"
+        else:
+            value = rng.randint(3, 50)
+            step = math.draw_steps(rng, value)[0]
+            opening = rng.choice(math.STARTS).format(p=person, n=value, t=thing)
+            change = rng.choice(math.PHRASES[step.sign]).format(n=step.number)
+            told = f"{opening} {person} {change}."
+            chain = f"{value} {step.sign} {step.number} = {step.result}"
+        if split_of((chain,)) == "train":
+            return f"{told} So {chain}."
+
+
 NOTES = {
     "{e} + {a}": "plus {a}",
     "{e} - {a}": "minus {a}",
@@ -106,6 +133,20 @@ def snippet(rng: Random) -> str:
         return f"{takes}: {said} = {text}"
     value = rng.choice(code.SAMPLES[takes])
     return f">>> {takes} = {value!r}\n>>> {text}\n{code.compute(steps, value)!r}"
+
+
+def spoken(rng: Random) -> str:
+    """Say what to compute, then write it as a statement about `y`."""
+    while True:
+        takes = rng.choice(("x", "s", "xs"))
+        steps = code.draw_steps(rng, takes)
+        if split_of((takes, tuple((op.code, argument) for op, argument in steps))) == "train":
+            break
+    said = code.say(steps, takes)
+    text = code.expression(steps, takes)
+    if rng.random() < 0.5:
+        return f"# {said}\ny = {text}"
+    return f"To {said[0].lower()}{said[1:]}: {text}"
 
 
 LABELS = {

@@ -28,6 +28,7 @@ SHARES = (
     "splits them into {n} equal piles and keeps one",
     "shares them among {n} and keeps one part",
 )
+PHRASES = {"+": GAINS, "-": LOSSES, "*": TIMES, "/": SHARES}
 STARTS = ("{p} has {n} {t}.", "{p} owns {n} {t}.", "There are {n} {t} with {p}.")
 BOXES = ("{p} has {a} boxes with {n} {t} in each.", "{p} fills {a} bags with {n} {t} each.")
 ENDS = (
@@ -81,10 +82,9 @@ def make(rng: Random) -> tuple[object, Row]:
         value = rng.randint(3, 50)
         opening = rng.choice(STARTS).format(p=person, n=value, t=thing)
     sentences = [opening]
-    phrases = {"+": GAINS, "-": LOSSES, "*": TIMES, "/": SHARES}
     if not chain or rng.random() < 0.8:
         for step in draw_steps(rng, value)[: 3 - len(chain)]:
-            sentences.append(f"{person} {rng.choice(phrases[step.sign]).format(n=step.number)}.")
+            sentences.append(f"{person} {rng.choice(PHRASES[step.sign]).format(n=step.number)}.")
             chain.append(f"{value} {step.sign} {step.number} = {step.result}")
             value = step.result
     question = " ".join([*sentences, rng.choice(ENDS).format(t=thing, p=person)])

@@ -32,6 +32,7 @@ from .vocabulary import END, PAD, SIZE, train_tokenizer
 CHECKPOINT = "checkpoint.safetensors"
 SAMPLE = 40_000  # documents the tokenizer learns from
 PART = 50_000  # documents made at once, each part from a seed of its own
+STAGES = (3, 5)  # the parts at which the mix changes
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def pack(
     counts: Counter[str] = Counter()
     row, filled, part = 0, 0, 0
     while row < recipe.rows:
-        batch = list(documents(recipe.seed + 2 + part, PART))
+        stage = sum(part >= first for first in STAGES)
+        batch = list(documents(recipe.seed + 2 + part, PART, stage))
         part += 1
         encoded = tokenizer([text for _, text in batch], add_special_tokens=False)["input_ids"]
         for (kind, _), ids in zip(batch, encoded, strict=True):
