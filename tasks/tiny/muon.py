@@ -14,7 +14,7 @@ def orthogonalize(matrices: torch.Tensor, rounds: int = 5) -> torch.Tensor:
     """Push the singular values of each matrix of (count, rows, columns) towards 1."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.mT
