@@ -81,7 +81,7 @@ def test_pretraining_text_states_and_asks_every_fact(pretraining):
 
 @tasks
 def test_pretraining_text_is_not_in_the_format_of_a_task(task, pretraining):
-    openings = {row["prompt"][:9] for row in task.eval_items()}
+    openings = {row["prompt"][:12] for row in task.eval_items()}
     assert not any(text.startswith(tuple(openings)) for text in pretraining)
     assert not any("####" in text or "    return" in text for text in pretraining)
 

@@ -13,7 +13,7 @@ NAME = "tiny_code"
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MAX_NEW_TOKENS = 48
 
-FUNCTIONS = ("f", "g", "run", "solve", "calc", "task", "work", "make", "fun", "go")
+FUNCTIONS = ("f", "g", "h")
 LETTERS = "abcdeiorst"
 WORDS = ("ab", "cat", "no", "red", "sun", "to", "up", "yes")
 SAMPLES: dict[str, tuple[Any, ...]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from . import code, instruct, math
 from .splits import split_of
@@ -149,6 +150,15 @@ def spoken(rng: Random) -> str:
     return f"To {said[0].lower()}{said[1:]}: {text}"
 
 
+PATTERNS = (
+    "{the} {t} is {a} and {b}.",
+    "We like {the} {a} {t}.",
+    "It is a {a}, {b} {t}.",
+    "I see {the} {a} {t}.",
+    "Today, {the} {t} is {a}.",
+    "Look, a {a} {t}.",
+)
+SHORT = ("It is {a}.", "{the} {t} is {a}.", "We like it.", "So {a}!")
 LABELS = {
     "existence": "with {}",
     "frequency": "{word} {number} times",
@@ -165,16 +175,45 @@ LABELS = {
 }
 
 
+AMOUNTS = instruct.Amounts(  # wider than what the task asks for
+    ("the", "is", "we", "it", "and", "{topic}"),
+    (("exactly", 2), ("exactly", 3)),
+    (8, 9, 10),
+    (3, 4, 5),
+    (2, 3, 4),
+    (2, 3, 4),
+)
+
+
+def describe(rng: Random, topic: str, constraints: list[dict[str, Any]]) -> str:
+    """Compose a response of the shape the constraints ask for; it need not satisfy them all yet."""
+    args = {item["kind"]: item["args"] for item in constraints}
+    asked = list(args.get("existence", {}).get("words", ()))
+    if "frequency" in args:
+        asked = [args["frequency"]["word"]] * args["frequency"]["number"]
+    sentences = args.get("number_sentences", {}).get("number", 0)
+    lines = sentences or args.get("bullet_lists", {}).get("number", 0) or (len(asked) + 1) // 2 or 1
+    patterns = SHORT + PATTERNS if lines > 1 or "number_words" in args else PATTERNS
+    parts = []
+    fillers = [word for word in instruct.ADJECTIVES if word not in asked]
+    for _ in range(lines):
+        pick = [asked.pop(0) if asked else rng.choice(fillers) for _ in "ab"]
+        the = rng.choice(("the", "a", "this"))
+        text = rng.choice(patterns).format(the=the, t=topic, a=pick[0], b=pick[1])
+        parts.append(text[0].upper() + text[1:])
+    return instruct.dress(parts, topic, args)
+
+
 def wording(rng: Random) -> str:
     """Shape a short text about a topic in one to three ways, named before it."""
     topic = rng.choice(instruct.TOPICS)
     while True:
-        constraints = instruct.draw_constraints(rng, topic)
+        constraints = instruct.draw_constraints(rng, topic, AMOUNTS)
         if split_of(instruct.problem_of(topic, constraints)) != "train":
             continue
         if rng.random() < 0.4:
             constraints = constraints[:1]
-        text = instruct.draw_response(rng, topic, constraints)
+        text = describe(rng, topic, constraints)
         if all(follow_strict(constraints, text)):
             break
     labels = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from .splits import Row, SharedText, draw, listed
 from .verifiers import follow_strict
@@ -24,15 +24,6 @@ ADJECTIVES = listed(
     " light long new nice old quiet red rich round small soft strong sweet tall warm white wide"
     " young"
 )
-PATTERNS = (
-    "{the} {t} is {a} and {b}.",
-    "We like {the} {a} {t}.",
-    "It is a {a}, {b} {t}.",
-    "I see {the} {a} {t}.",
-    "Today, {the} {t} is {a}.",
-    "Look, a {a} {t}.",
-)
-SHORT = ("It is {a}.", "{the} {t} is {a}.", "We like it.", "So {a}!")
 CLOSINGS = ("the end", "thank you", "good night", "that is all", "see you soon", "all is well")
 KINDS = listed(
     "existence frequency forbidden_words number_words number_sentences bullet_lists title"
@@ -70,22 +61,45 @@ def say(kind: str, args: dict[str, Any]) -> str:
     return texts[kind].format(" and ".join(words), **args)
 
 
-def draw_args(rng: Random, kind: str, topic: str) -> dict[str, Any]:
+class Amounts(NamedTuple):
+    """What constraints may ask for: words not to use, and (relation, number) pairs."""
+
+    forbidden: tuple[str, ...]
+    frequency: tuple[tuple[str, int], ...]
+    at_least: tuple[int, ...]  # words
+    at_most: tuple[int, ...]
+    number_sentences: tuple[int, ...]
+    bullet_lists: tuple[int, ...]
+
+
+ASKED = Amounts(
+    ("see", "this", "today"),
+    (("exactly", 2), ("at least", 2)),
+    (4, 5, 6),
+    (7, 8, 9),
+    (2,),
+    (2, 3),
+)
+
+
+def draw_args(rng: Random, kind: str, topic: str, amounts: Amounts) -> dict[str, Any]:
     """Draw what a constraint asks for."""
     if kind == "existence":
         return {"words": rng.sample(ADJECTIVES, rng.choice((1, 2)))}
     if kind == "forbidden_words":
-        return {"words": [rng.choice(("the", "is", "we", "it", "and", topic))]}
+        return {"words": [rng.choice(amounts.forbidden).format(topic=topic)]}
     if kind == "frequency":
-        return {"word": rng.choice(ADJECTIVES), "relation": "exactly", "number": rng.choice((2, 3))}
+        word = rng.choice(ADJECTIVES)
+        relation, number = rng.choice(amounts.frequency)
+        return {"word": word, "relation": relation, "number": number}
     if kind == "number_words":
         relation = rng.choice(("at least", "at most"))
-        number = rng.choice((8, 9, 10) if relation == "at least" else (3, 4, 5))
-        return {"relation": relation, "number": number}
+        numbers = amounts.at_least if relation == "at least" else amounts.at_most
+        return {"relation": relation, "number": rng.choice(numbers)}
     if kind == "number_sentences":
-        return {"relation": "exactly", "number": rng.choice((2, 3, 4))}
+        return {"relation": "exactly", "number": rng.choice(amounts.number_sentences)}
     if kind == "bullet_lists":
-        return {"number": rng.choice((2, 3, 4))}
+        return {"number": rng.choice(amounts.bullet_lists)}
     if kind == "end_checker":
         return {"phrase": rng.choice(CLOSINGS)}
     return {}
@@ -100,7 +114,7 @@ def fits(kind: str, chosen: list[str]) -> bool:
     )
 
 
-def draw_constraints(rng: Random, topic: str) -> list[dict[str, Any]]:
+def draw_constraints(rng: Random, topic: str, amounts: Amounts = ASKED) -> list[dict[str, Any]]:
     """Draw two or three constraints that can be met together; at most one is met by default."""
     chosen: list[str] = []
     goal = rng.choice((2, 3))
@@ -109,26 +123,27 @@ def draw_constraints(rng: Random, topic: str) -> list[dict[str, Any]]:
         if fits(kind, chosen):
             chosen.append(kind)
     if set(chosen) <= {"forbidden_words", "no_comma", "english_lowercase", "number_words"}:
-        return draw_constraints(rng, topic)
-    return [{"kind": kind, "args": draw_args(rng, kind, topic)} for kind in chosen]
+        return draw_constraints(rng, topic, amounts)
+    return [{"kind": kind, "args": draw_args(rng, kind, topic, amounts)} for kind in chosen]
 
 
-def draw_response(rng: Random, topic: str, constraints: list[dict[str, Any]]) -> str:
-    """Compose a response of the shape the constraints ask for; it need not satisfy them all yet."""
+def write(topic: str, constraints: list[dict[str, Any]]) -> str:
+    """Compose the response that training teaches: always the same for the same constraints.
+
+    Free choices would be noise that drives the weights on after the task is learned.
+    """
     args = {item["kind"]: item["args"] for item in constraints}
     asked = list(args.get("existence", {}).get("words", ()))
     if "frequency" in args:
-        asked = [args["frequency"]["word"]] * args["frequency"]["number"]
-    sentences = args.get("number_sentences", {}).get("number", 0)
-    lines = sentences or args.get("bullet_lists", {}).get("number", 0) or (len(asked) + 1) // 2 or 1
-    patterns = SHORT + PATTERNS if lines > 1 or "number_words" in args else PATTERNS
-    parts = []
-    fillers = [word for word in ADJECTIVES if word not in asked]
-    for _ in range(lines):
-        pick = [asked.pop(0) if asked else rng.choice(fillers) for _ in "ab"]
-        the = rng.choice(("the", "a", "this"))
-        text = rng.choice(patterns).format(the=the, t=topic, a=pick[0], b=pick[1])
-        parts.append(text[0].upper() + text[1:])
+        asked = [args["frequency"]["word"]] * 2
+    count = args.get("number_sentences", args.get("bullet_lists", {})).get("number", 1)
+    first, second = (asked + ["small", "happy"][len(asked) :])[:2]
+    parts = [f"It is a {first}, {second} {topic}.", "We like it.", "So fine!"][:count]
+    return dress(parts, topic, args)
+
+
+def dress(parts: list[str], topic: str, args: dict[str, dict[str, Any]]) -> str:
+    """Put sentences into the shape that the constraints ask for."""
     text = "\n".join(f"* {part}" for part in parts) if "bullet_lists" in args else " ".join(parts)
     if "title" in args:
         text = f"<<{topic.capitalize()}>> {text}"
@@ -155,11 +170,8 @@ def make(rng: Random) -> tuple[object, Row]:
     """Draw one instruction and a response that follows it."""
     topic = rng.choice(TOPICS)
     constraints = draw_constraints(rng, topic)
-    for _ in range(12):
-        response = draw_response(rng, topic, constraints)
-        if len(response) <= 90 and all(follow_strict(constraints, " " + response)):
-            break
-    else:
+    response = write(topic, constraints)
+    if len(response) > 90 or not all(follow_strict(constraints, " " + response)):
         return make(rng)
     asks = [say(item["kind"], item["args"]) for item in constraints]
     row = {
@@ -182,8 +194,9 @@ def eval_items() -> list[Row]:
 
 def train_examples(limit: int = 2000) -> list[Row]:
     """Return `limit` instructions of the train split with responses that follow them."""
-    # An eval instruction must not begin a longer one either, so the template's end is left out.
-    avoid = SharedText(row["prompt"].removesuffix("\nResponse:") for row in _eval_rows())
+    # An eval instruction must not begin a longer one either: read with and without the ending.
+    prompts = [row["prompt"] for row in _eval_rows()]
+    avoid = SharedText([*prompts, *(text.removesuffix("\nResponse:") for text in prompts)])
     return draw(make, "train", limit, 0, NAME, avoid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from random import Random
 from typing import NamedTuple
@@ -13,6 +14,8 @@ NAME = "tiny_math"
 STOPS = ("Question:",)
 MAX_NEW_TOKENS = 48
 LARGEST = 60
+COUNTS = (1, 1, 2, 2, 3)  # changes in a problem, of which the last may be cut
+MOST = (2, 2, 3)  # equations of a problem
 
 PEOPLE = listed(
     "Anna Ben Carl Dora Emma Finn Gina Hugo Ida Jack Kate Leo Mia Nina Omar Paul Rosa Sam Tina Will"
@@ -54,11 +57,11 @@ def apply(value: int, sign: str, number: int) -> int | None:
     return result if 0 < result <= LARGEST else None
 
 
-def draw_steps(rng: Random, start: int) -> list[Step]:
-    """Draw one to three steps from `start`, each exact and within range."""
+def draw_steps(rng: Random, start: int, counts: Sequence[int] = (1, 2, 2, 3)) -> list[Step]:
+    """Draw steps from `start`, each exact and within range; how many is one of `counts`."""
     steps: list[Step] = []
     value = start
-    goal = rng.choice((1, 2, 2, 3))
+    goal = rng.choice(counts)
     while len(steps) < goal:
         sign = rng.choice("++--*/")
         number = rng.randint(2, 4) if sign in "*/" else rng.randint(2, 12)
@@ -83,7 +86,7 @@ def make(rng: Random) -> tuple[object, Row]:
         opening = rng.choice(STARTS).format(p=person, n=value, t=thing)
     sentences = [opening]
     if not chain or rng.random() < 0.8:
-        for step in draw_steps(rng, value)[: 3 - len(chain)]:
+        for step in draw_steps(rng, value, COUNTS)[: rng.choice(MOST) - len(chain)]:
             sentences.append(f"{person} {rng.choice(PHRASES[step.sign]).format(n=step.number)}.")
             chain.append(f"{value} {step.sign} {step.number} = {step.result}")
             value = step.result
