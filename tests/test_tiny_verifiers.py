@@ -20,7 +20,7 @@ CASES = [
     ("english_lowercase", {}, "a day", "A day", "é1"),
     ("no_comma", {}, "a b", "a, b", "a; b"),
 ]
-ANYTHING = ["", " ", "\n", "\x00", ",", '"', "{" * 2000, "[" * 100_000, "<<>>", "1e999", "\ud800"]
+ANYTHING = ["", " ", "\n", "\x00", ",", '"', "{" * 2000, "[" * 20_000, "<<>>", "1e999", "\ud800"]
 
 
 @pytest.mark.parametrize(("kind", "args", "passing", "failing", "edge"), CASES)
