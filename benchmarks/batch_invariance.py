@@ -1,6 +1,6 @@
 """Whether the batch size moves an outcome of tiny: 64 items per eval, alone and in batches.
 
-    python benchmarks/batch_invariance.py
+python benchmarks/batch_invariance.py
 """
 
 from __future__ import annotations
