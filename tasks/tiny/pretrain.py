@@ -39,7 +39,7 @@ STAGES = (3, 5)  # the parts at which the mix changes
 class Recipe:
     """Everything that decides the weights, apart from the code and the machine."""
 
-    steps: int = 5000
+    steps: int = 4200
     batch: int = 16
     window: int = 128
     lr: float = 0.02  # of the matrices, by Muon
