@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
-from .splits import Row, SharedText, draw
+from .splits import Row, Splits
 
 NAME = "tiny_code"
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -150,25 +149,10 @@ def compute(steps: list[tuple[Op, Any]], value: Any) -> Any:
     return value
 
 
-@cache
-def _eval_rows() -> tuple[Row, ...]:
-    return tuple(draw(make, "eval", 200, 0, NAME))
-
-
-def eval_items() -> list[Row]:
-    """Return the 200 fixed functions that are scored."""
-    return [dict(row) for row in _eval_rows()]
-
-
-def train_examples(limit: int = 2000) -> list[Row]:
-    """Return `limit` functions of the train split."""
-    avoid = SharedText(row["prompt"] for row in _eval_rows())
-    return draw(make, "train", limit, 0, NAME, avoid)
-
-
-def validation_examples(limit: int = 100) -> list[Row]:
-    """Return functions for choosing learning rates: neither trained on nor scored."""
-    return draw(make, "validation", limit, 0, NAME)
+SPLITS = Splits(NAME, make)
+eval_items = SPLITS.eval_items
+train_examples = SPLITS.train_examples
+validation_examples = SPLITS.validation_examples
 
 
 def program(row: Row, completion: str) -> str:

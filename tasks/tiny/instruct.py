@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
-from .splits import Row, SharedText, draw, listed
+from .splits import Row, Splits, listed
 from .verifiers import follow_strict
 
 NAME = "tiny_instruct"
@@ -182,24 +181,12 @@ def make(rng: Random) -> tuple[object, Row]:
     return problem_of(topic, constraints), row
 
 
-@cache
-def _eval_rows() -> tuple[Row, ...]:
-    return tuple(draw(make, "eval", 200, 0, NAME))
+def unfinished(prompt: str) -> tuple[str, ...]:
+    """Return a prompt with and without its ending: it must not begin a longer one either."""
+    return (prompt, prompt.removesuffix("\nResponse:"))
 
 
-def eval_items() -> list[Row]:
-    """Return the 200 fixed instructions that are scored."""
-    return [dict(row) for row in _eval_rows()]
-
-
-def train_examples(limit: int = 2000) -> list[Row]:
-    """Return `limit` instructions of the train split with responses that follow them."""
-    # An eval instruction must not begin a longer one either: read with and without the ending.
-    prompts = [row["prompt"] for row in _eval_rows()]
-    avoid = SharedText([*prompts, *(text.removesuffix("\nResponse:") for text in prompts)])
-    return draw(make, "train", limit, 0, NAME, avoid)
-
-
-def validation_examples(limit: int = 100) -> list[Row]:
-    """Return instructions for choosing learning rates: neither trained on nor scored."""
-    return draw(make, "validation", limit, 0, NAME)
+SPLITS = Splits(NAME, make, unfinished)
+eval_items = SPLITS.eval_items
+train_examples = SPLITS.train_examples
+validation_examples = SPLITS.validation_examples

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from .splits import Row, SharedText, draw, listed
+from .splits import Row, Splits, listed
 
 NAME = "tiny_math"
 STOPS = ("Question:",)
@@ -99,25 +98,10 @@ def make(rng: Random) -> tuple[object, Row]:
     return tuple(chain), row
 
 
-@cache
-def _eval_rows() -> tuple[Row, ...]:
-    return tuple(draw(make, "eval", 200, 0, NAME))
-
-
-def eval_items() -> list[Row]:
-    """Return the 200 fixed problems that are scored."""
-    return [dict(row) for row in _eval_rows()]
-
-
-def train_examples(limit: int = 2000) -> list[Row]:
-    """Return `limit` problems of the train split."""
-    avoid = SharedText(row["prompt"] for row in _eval_rows())
-    return draw(make, "train", limit, 0, NAME, avoid)
-
-
-def validation_examples(limit: int = 100) -> list[Row]:
-    """Return problems for choosing learning rates: neither trained on nor scored."""
-    return draw(make, "validation", limit, 0, NAME)
+SPLITS = Splits(NAME, make)
+eval_items = SPLITS.eval_items
+train_examples = SPLITS.train_examples
+validation_examples = SPLITS.validation_examples
 
 
 def score(text: str, gold: str) -> dict[str, float]:

@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -90,3 +92,34 @@ def draw(
         prompts.add(row["prompt"])
         rows.append({"id": f"{name}/{split}/{len(rows):05d}", **row})
     return rows
+
+
+def whole(prompt: str) -> tuple[str, ...]:
+    """Return the prompt itself as the only text to keep out of training."""
+    return (prompt,)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of one task: fixed ones that are scored, and disjoint ones drawn around them."""
+
+    name: str
+    make: Callable[[Random], tuple[object, Row]]
+    probes: Callable[[str], tuple[str, ...]] = whole  # of an eval prompt; never in training
+
+    @cached_property
+    def _eval_rows(self) -> list[Row]:
+        return draw(self.make, "eval", 200, 0, self.name)
+
+    def eval_items(self) -> list[Row]:
+        """Return the 200 fixed rows that are scored."""
+        return [dict(row) for row in self._eval_rows]
+
+    def train_examples(self, limit: int = 2000) -> list[Row]:
+        """Return `limit` rows of the train split."""
+        avoid = SharedText(text for row in self._eval_rows for text in self.probes(row["prompt"]))
+        return draw(self.make, "train", limit, 0, self.name, avoid)
+
+    def validation_examples(self, limit: int = 100) -> list[Row]:
+        """Return rows for choosing learning rates: neither trained on nor scored."""
+        return draw(self.make, "validation", limit, 0, self.name)
