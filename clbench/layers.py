@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -17,12 +18,13 @@ Side = Literal["both", "up", "down"]
 Form = Literal["difference", "zero"]
 
 
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(nn.Module, ABC):
     """A linear layer whose weight changes while a task trains: a frozen base and a change.
 
     A subclass stores what it trains, says what it adds to the base weight (`change`), and can be
     rebuilt from JSON settings, so that a checkpoint needs no pickle. It is also the `Trained`
-    that guards see. `base` never moves until the layer is folded.
+    that guards see; one that leaves out what only guards or carrying need raises UserError
+    when asked. `base` never moves until the layer is folded.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -31,34 +33,40 @@ class AdaptedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self._without = False
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return what `rebuild` needs beside the base layer, ready for JSON."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def rebuild(cls, base: nn.Module, settings: Mapping[str, Any]) -> AdaptedLinear:
         """Return a layer of the recorded structure; its tensors are loaded afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def change(self) -> Tensor:
         """Return what folding adds to the base weight, (out, in), at least float32."""
-        raise NotImplementedError
 
     def delta(self) -> Tensor:
-        """Return the weight's change since the start of the task, (out, in), with gradient."""
-        raise NotImplementedError
+        """Return the weight's change since the start of the task, (out, in), with gradient.
+
+        For a layer that every task attaches anew, that is all of its change.
+        """
+        return self.change()
 
     def scale_delta(self, alpha: float) -> None:
         """Multiply the change since the start of the task by `alpha`, in place."""
-        raise NotImplementedError
+        raise self._cannot("scale its change")
 
     def start(self) -> dict[str, Tensor]:
         """Return the values that the trainables had at the start of the task."""
-        raise NotImplementedError
+        raise self._cannot("say where it started")
 
     def start_task(self) -> None:
         """Take the present values as the start of a task, where a layer is carried on."""
-        raise NotImplementedError
+        raise self._cannot("be carried on to another task")
+
+    def _cannot(self, what: str) -> UserError:
+        return UserError(f"an adapter layer of type {type(self).__name__} cannot {what}")
 
     def squared_norm(self) -> Tensor:
         """Return the squared Frobenius norm of `delta()`, a scalar with gradient."""

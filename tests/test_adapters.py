@@ -507,6 +507,15 @@ def test_a_layer_class_of_a_plugin_is_found_by_its_path() -> None:
     torch.testing.assert_close(logits(fold(twin), IDS), logits(model, IDS))
 
 
+def test_a_layer_without_what_guards_need_says_so() -> None:
+    layer = Doubled(nn.Linear(3, 3), 2.0)
+    torch.testing.assert_close(layer.delta(), layer.base.weight)
+    with pytest.raises(UserError, match="of type Doubled cannot scale its change"):
+        layer.scale_delta(0.5)
+    with pytest.raises(UserError, match="of type Doubled cannot be carried on"):
+        layer.start_task()
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [
