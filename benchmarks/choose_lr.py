@@ -2,7 +2,8 @@
 
 A trial runs the stream once and is scored on rows cut from training data, right after each
 task was learned (`learning_acc`); it reads no test item and no world score. The rate with the
-best score wins, of equal ones the smaller. Interrupted, it goes on where it stopped.
+best score wins, of equal ones the smaller. `joint` is the reference that learns all tasks at
+once with `lora`. Interrupted, it goes on where it stopped.
 
     python benchmarks/choose_lr.py --json benchmarks/results/choose_lr.json
 """
@@ -20,19 +21,23 @@ import clbench
 from clbench.progress import Lines
 
 STREAM = "math-code-if"
+FACTORS = (1e-3, 2e-3, 4e-3, 8e-3)
 RATES = {
-    "full": (1e-4, 3e-4, 1e-3, 3e-3),
-    "lora": (1e-3, 3e-3, 1e-2, 3e-2),
-    "lora-null": (1e-3, 3e-3, 1e-2, 3e-2),
-    "lora-null-v2": (1e-3, 3e-3, 1e-2, 3e-2),
+    "full": (1e-4, 2e-4, 4e-4, 8e-4),
+    "lora": FACTORS,
+    "joint": FACTORS,
+    "lora-null": FACTORS,
+    "lora-null-v2": FACTORS,
 }
 
 
 def trial(strategy: str, rate: float, threads: int | None) -> float:
     """Return the mean validation score of the tasks, each right after it was learned."""
+    joint = strategy == "joint"
     record = clbench.run(
         STREAM,
-        strategy,
+        "lora" if joint else strategy,
+        joint=joint,
         settings={"train.lr": rate, "eval.split": "validation", "eval.schedule": "ends"},
         threads=threads,
         progress=Lines(sys.stderr),

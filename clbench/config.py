@@ -18,6 +18,7 @@ from clbench.errors import UserError, unknown
 
 BUDGETS = ("steps", "epochs", "tokens")
 PARTS = ("train", "calibration", "eval")
+TUNING = {"lr": "train", "trials": "run"}  # what a layer says of a part's tuning -> its place
 
 
 class _Part(BaseModel):
@@ -191,12 +192,13 @@ def resolve(
 
     `run` holds the options given by name (stream, strategy, ...). `parts` holds, per part of
     the strategy, its fields and whether each may be None. A layer is a mapping with the tables
-    `train`, `calibration`, `eval` and `strategies.<part>`; in the last, `lr` is the learning
-    rate that this part trains with. The preset may name a `fallback` part: what it says of
-    that one holds for the parts which it does not know, as far as they have such fields.
-    Raises UserError.
+    `train`, `calibration`, `eval`, `strategies.<part>` and `joint_run`. In `strategies.<part>`, `lr`
+    is the learning rate that this part trains with and `trials` how many were tried for it;
+    `joint_run` replaces both in a joint run. The preset may name a `fallback` part: what it says of
+    that one, but its trials, holds for the parts which it does not know, as far as they have
+    such fields. Raises UserError.
     """
-    merged = _Merged(parts)
+    merged = _Merged(parts, joint=bool(run.get("joint")))
     if preset is not None:
         layer = {key: value for key, value in preset.items() if key != "fallback"}
         merged.add_layer(layer, "preset", preset.get("fallback"))
@@ -226,13 +228,14 @@ class _Merged:
         "run": RunConfig,
     }
 
-    def __init__(self, parts: Mapping[str, Mapping[str, bool]]) -> None:
+    def __init__(self, parts: Mapping[str, Mapping[str, bool]], *, joint: bool) -> None:
         self.parts = parts
+        self.joint = joint
         self.tables: dict[str, dict[str, Any]] = {name: {} for name in self.models}
         self.params: dict[str, dict[str, Any]] = {part: {} for part in parts}
 
     def add_layer(self, layer: Mapping[str, Any], origin: str, fallback: str | None) -> None:
-        tables = {*PARTS, "strategies"}
+        tables = {*PARTS, "strategies", "joint_run"}
         scalars = self._fields("run")
         for key, value in layer.items():
             if key not in tables and key not in scalars:
@@ -245,22 +248,33 @@ class _Merged:
             for key, value in layer.get(part, {}).items():
                 self._put(part, key, value)
         self._add_strategies(layer.get("strategies", {}), fallback)
+        for key in layer.get("joint_run", {}):
+            if key not in TUNING:
+                raise unknown(f"field of joint_run in the {origin}", key, TUNING)
+        if self.joint:
+            self._tune(layer.get("joint_run", {}))
 
     def _add_strategies(self, tables: Mapping[str, Any], fallback: str | None) -> None:
-        rates = []
+        tuned: list[Mapping[str, Any]] = []
         for part, fields in self.parts.items():
             table = tables.get(part)
             if table is None and fallback is not None:
                 table = {k: v for k, v in tables.get(fallback, {}).items() if k in fields}
-            for key, value in (table or {}).items():
-                if key == "lr" and "lr" not in fields:
-                    rates.append(value)
-                else:
+            table = table or {}
+            own = {k: v for k, v in table.items() if k in TUNING and k not in fields}
+            if "lr" in own:
+                tuned.append(own)
+            for key, value in table.items():
+                if key not in own:
                     self._put(part, key, value)
-        if fallback is not None and not rates:
-            rates = [v for k, v in tables.get(fallback, {}).items() if k == "lr"]
-        if rates:
-            self._put("train", "lr", rates[0])  # the first part that has one
+        if fallback is not None and not tuned:
+            tuned = [{k: v for k, v in tables.get(fallback, {}).items() if k == "lr"}]
+        self._tune(tuned[0] if tuned else {})  # the first part that has a rate
+
+    def _tune(self, found: Mapping[str, Any]) -> None:
+        for key, place in TUNING.items():
+            if key in found:
+                self._put(place, key, found[key])
 
     def add_setting(self, setting: Setting) -> None:
         known = [*self.models, *self.parts]
@@ -287,6 +301,8 @@ class _Merged:
         if part == "train" and field in BUDGETS:
             for other in BUDGETS:
                 self.tables["train"].pop(other, None)
+        if part == "train" and field == "lr":  # another rate than the one that trials chose
+            self.tables["run"].pop("trials", None)
         self.tables[part][field] = value
 
     def _fields(self, part: str) -> Mapping[str, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clbench import api, rescoring
 from clbench.errors import RunFailed
@@ -28,11 +28,20 @@ RECIPE = "lora"  # the strategy that a reference trains with, under its own sett
 
 def configurations(plan: Plan) -> dict[str, RunConfig]:
     """Return the runs that the asked references need, by name: "single <task>", "joint"."""
-    config = plan.config
+    found: dict[str, RunConfig] = {}
+    if "single" in plan.config.reference:
+        for task in plan.edition.tasks:
+            found[f"single {task.name}"] = _configuration(plan.config, tasks=(task.name,))
+    if "joint" in plan.config.reference:
+        found["joint"] = _configuration(plan.config, joint=True)
+    return found
+
+
+def _configuration(config: RunConfig, **what: Any) -> RunConfig:
     known = api.resolve(
-        config.stream, RECIPE, model=config.model, data=config.data, preset=config.preset
+        config.stream, RECIPE, model=config.model, data=config.data, preset=config.preset, **what
     )
-    base = config.model_copy(
+    return config.model_copy(
         update={
             "strategy": RECIPE,
             "params": known.params,
@@ -40,15 +49,9 @@ def configurations(plan: Plan) -> dict[str, RunConfig]:
             "trials": known.trials,
             "reference": (),
             "order": None,
+            **what,
         }
     )
-    found: dict[str, RunConfig] = {}
-    if "single" in config.reference:
-        for task in plan.edition.tasks:
-            found[f"single {task.name}"] = base.model_copy(update={"tasks": (task.name,)})
-    if "joint" in config.reference:
-        found["joint"] = base.model_copy(update={"joint": True})
-    return found
 
 
 def attach(plan: Plan, book: RunDirectory, progress: Progress) -> None:

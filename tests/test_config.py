@@ -19,14 +19,14 @@ from clbench.errors import UserError
 PARTS = {"lora": {"rank": False, "alpha": True}, "ewc": {"strength": False}}
 PRESET = {
     "fallback": "lora",
-    "trials": 5,
     "train": {"steps": 100, "batch_size": 8},
     "calibration": {"window": 128},
     "strategies": {
-        "lora": {"lr": 1e-3, "rank": 8},
+        "lora": {"lr": 1e-3, "rank": 8, "trials": 5},
         "ewc": {"strength": 3.0},
         "mine": {"lr": 5e-4},
     },
+    "joint_run": {"lr": 4e-3, "trials": 3},
 }
 RUN = {"stream": "s", "strategy": "lora+ewc"}
 
@@ -51,7 +51,6 @@ def test_each_layer_replaces_single_fields_of_the_one_below():
     assert config.seed == 3
     assert config.params == {"lora": {"rank": 2}, "ewc": {"strength": 3.0}}
     assert config.train.steps == 100  # preset
-    assert config.trials == 5
     assert config.train.clip == TrainConfig().clip  # default
 
 
@@ -68,6 +67,23 @@ def test_a_part_unknown_to_the_preset_takes_what_the_fallback_has():
     config = resolved(parts={"plugin": {"rank": False, "decay": False}}, strategy="plugin")
     assert config.params == {"plugin": {"rank": 8}}
     assert config.train.lr == 1e-3
+    assert config.trials == 1  # the trials were for lora
+
+
+def test_trials_belong_to_the_rate_that_they_chose():
+    assert resolved().trials == 5
+    assert resolved("train.lr=0.5").trials == 1
+    assert resolved("train.lr=0.5", "trials=7").trials == 7
+    assert resolved("train.steps=7").trials == 5
+
+
+def test_a_joint_run_has_a_rate_of_its_own():
+    joint = resolved(joint=True)
+    assert (joint.train.lr, joint.trials) == (4e-3, 3)
+    assert resolved("train.lr=0.5", joint=True).train.lr == 0.5
+    assert "unknown field of joint_run in the preset 'rank'" in refusal(
+        preset={"joint_run": {"rank": 1}}
+    )
 
 
 def test_a_file_does_not_lend_one_part_the_fields_of_another():
