@@ -192,11 +192,11 @@ def resolve(
 
     `run` holds the options given by name (stream, strategy, ...). `parts` holds, per part of
     the strategy, its fields and whether each may be None. A layer is a mapping with the tables
-    `train`, `calibration`, `eval`, `strategies.<part>` and `joint_run`. In `strategies.<part>`, `lr`
-    is the learning rate that this part trains with and `trials` how many were tried for it;
-    `joint_run` replaces both in a joint run. The preset may name a `fallback` part: what it says of
-    that one, but its trials, holds for the parts which it does not know, as far as they have
-    such fields. Raises UserError.
+    `train`, `calibration`, `eval`, `strategies.<part>` and `joint_run`. In `strategies.<part>`,
+    `lr` is the learning rate that this part trains with and `trials` how many were tried for
+    it; `joint_run` replaces both in a joint run. The preset may name a `fallback` part: what it
+    says of that one, but its trials, holds for the parts which it does not know, as far as they
+    have such fields. Raises UserError.
     """
     merged = _Merged(parts, joint=bool(run.get("joint")))
     if preset is not None:
@@ -301,7 +301,8 @@ class _Merged:
         if part == "train" and field in BUDGETS:
             for other in BUDGETS:
                 self.tables["train"].pop(other, None)
-        if part == "train" and field == "lr":  # another rate than the one that trials chose
+        if (part, field) == ("train", "lr") and value != self.tables["train"].get("lr"):
+            # another rate than the one that trials chose
             self.tables["run"].pop("trials", None)
         self.tables[part][field] = value
 
