@@ -75,6 +75,10 @@ class Composed(Strategy):
             model = part.end_task(model, task)
         return model
 
+    def facts(self) -> dict[str, Any]:
+        """Return each part's facts under its name."""
+        return {part.name(): part.facts() for part in self.parts if part.facts()}
+
     def params(self) -> dict[str, Any]:
         """Return each part's hyperparameters under its name."""
         return {part.name(): part.params() for part in self.parts}
@@ -112,10 +116,13 @@ def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Stra
                 f"{'+'.join(names)!r} has no adapter; write for example lora+{names[0]}"
             )
         adapters = [build(implied)]
-    _refuse_two_that_rewrite_gradients(guards)
-    if not guards:
-        return adapters[0]
-    return Composed((*adapters, *guards))
+    chosen = (*adapters, *guards)
+    _refuse_two_that_rewrite_gradients(chosen)
+    for part in chosen:
+        reason = part.refuses([other for other in chosen if other is not part])
+        if reason is not None:
+            raise UserError(f"strategy {'+'.join(p.name() for p in chosen)!r}: {reason}")
+    return Composed(chosen) if guards else adapters[0]
 
 
 def label(strategy: Strategy) -> str:

@@ -121,6 +121,7 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
                 meter.facts["dw_rel_task"] = task_movement(model)
                 model = strategy.end_task(model, context)
                 meter.facts["dw_rel"] = start.movement(model)
+                meter.facts["strategy"] = strategy.facts()
                 meter.facts["kept_bytes"] = recording.state_bytes(strategy.state())
                 checkpoints.save(f"{row}-fold", model, strategy)
             checkpoints.prune(f"{row}-fold")

@@ -138,6 +138,10 @@ def _build(name: str, params: Mapping[str, Any]) -> Strategy:
         if key not in _fields(cls):
             raise unknown(f"field of {name}", key, _fields(cls))
         checked[key] = _checked(f"{name}.{key}", hints[key], value)
+    needed = [f.name for f in dataclasses.fields(cls) if f.init and _is_required(f)]
+    missing = [key for key in needed if key not in checked]
+    if missing:
+        raise UserError(f"{name} needs {missing[0]}: give --set {name}.{missing[0]}=VALUE")
     try:
         return cls(**checked)
     except UserError:
@@ -145,6 +149,10 @@ def _build(name: str, params: Mapping[str, Any]) -> Strategy:
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in checked.items()) or "its defaults"
         raise UserError(f"strategy {name!r} cannot be built with {given}: {error}") from error
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _checked(what: str, hint: Any, value: Any) -> Any:

@@ -57,8 +57,9 @@ def measure(plan: Plan, model: nn.Module, index: int, targets: Sequence[str]) ->
     """Return the covariances that the strategy asks for, of exactly this model.
 
     What it calls "world" is what the configuration protects: world text, the tasks already
-    seen, or both with equal weight. Before the first task nothing has been seen, and world text
-    stands in. Raises UserError if a source is too short.
+    seen, or both with equal weight. Before the first task nothing has been seen: world text
+    stands in for what is protected, and a strategy that asks for "seen" itself gets no layer.
+    Raises UserError if a source is too short.
     """
     wanted = plan.strategy.calibration_sources()
     measured = Measured()
@@ -66,6 +67,9 @@ def measure(plan: Plan, model: nn.Module, index: int, targets: Sequence[str]) ->
     if index > 0 and plan.config.calibration.source != "world":
         protected = {"seen": ["seen"], "both": ["world", "seen"]}[plan.config.calibration.source]
     reads = {source: protected if source == "world" else [source] for source in sorted(wanted)}
+    if index == 0 and "seen" in reads:
+        measured.covariances["seen"] = {}
+        del reads["seen"]
     for name in sorted({name for names in reads.values() for name in names}):
         windows = _windows(plan, index, name)
         measured.calibrations[name] = calibrate(

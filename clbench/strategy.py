@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -101,6 +101,10 @@ class Strategy:
         """Return the contract checks that cannot hold for these fields, each with its reason."""
         return {}
 
+    def refuses(self, others: Sequence[Strategy]) -> str | None:
+        """Return why this strategy cannot be one with the other parts of a composition."""
+        return None
+
     def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Choose what trains; the returned model computes what the given one did."""
         return model
@@ -122,6 +126,14 @@ class Strategy:
     def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Fold and remember; what is returned is evaluated, kept, and starts the next task."""
         return model
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record should say of the task that just ended, ready for JSON.
+
+        Tokens of passes beside the training step go here: `tokens_extra_forward` and
+        `tokens_extra_backward`.
+        """
+        return {}
 
     @classmethod
     def name(cls) -> str:

@@ -41,6 +41,13 @@ PLUGIN = """
         strength: float = 1.0
 
 
+    @dataclass
+    class Needy(Strategy):
+        "A strategy with a hyperparameter that has no default."
+
+        strength: float
+
+
     class Nothing:
         "No strategy."
 
@@ -65,6 +72,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         [clbench.strategies]
         attach = cl_toy_plugin:Attach
         guard = cl_toy_plugin:Guard
+        needy = cl_toy_plugin:Needy
         nothing = cl_toy_plugin:Nothing
         [clbench.presets]
         toy-preset = cl_toy_plugin:value
@@ -184,6 +192,12 @@ def test_bad_hyperparameters_are_one_sentence(site: Path, params, sentence: str)
         registry.build_strategy("attach", {"attach": params})
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hyperparameter_without_a_default_is_asked_for(site: Path):
+    with pytest.raises(UserError, match=r"needy needs strength: give --set needy.strength=VALUE"):
+        registry.build_strategy("needy", {})
+    assert registry.build_strategy("needy", {"needy": {"strength": 2}}).params()
 
 
 def test_values_take_the_declared_type(site: Path):
