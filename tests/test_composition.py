@@ -83,10 +83,10 @@ def test_an_adapter_alone_stays_itself_and_a_guard_brings_its_adapter():
     ("parts", "sentence"),
     [
         ((Attach(), Other()), "attach and other are both adapters"),
-        ((Attach(), Guard(), Guard()), "'attach+guard+guard' names guard twice"),
-        ((Guard(),), "'guard' has no adapter; write for example lora\\+guard"),
+        ((Attach(), Guard(), Guard()), r"'attach\+guard\+guard' names guard twice"),
+        ((Guard(),), r"'guard' has no adapter; write for example lora\+guard"),
         ((Attach(), Project(), Reflect()), "project and reflect both rewrite gradients"),
-        ((Jealous(), Guard()), "'jealous\\+guard': jealous keeps a memory of its own, as guard"),
+        ((Jealous(), Guard()), r"'jealous\+guard': jealous keeps a memory of its own, as guard"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(parts, sentence):
