@@ -46,12 +46,28 @@ def check_batch_invariance(
     for name in evaluator.evals if eval_ids is None else eval_ids:
         runs = []
         for batch_size in (1, evaluator.config.batch_size):
-            config = EvalConfig(samples=NUM_ITEMS, batch_size=batch_size, rank_items=0)
+            samples = min(NUM_ITEMS, evaluator.config.samples or NUM_ITEMS)
+            config = EvalConfig(samples=samples, batch_size=batch_size, rank_items=0)
             small = Evaluator(
                 evaluator.model_info, evaluator.tokenizer, [evaluator.evals[name]], config
             )
             runs.append(small.evaluate(model)[name])
         found[name] = compare(*runs, exact=exact)
+    return found
+
+
+def recalled_agreement(
+    model: nn.Module, evaluator: Evaluator, weights_digest: str, cache_dir: Path
+) -> dict[str, dict[str, Any]]:
+    """Return each eval's agreement ready for JSON; checked once per weights, dtype and engine."""
+    found = {}
+    for name in evaluator.evals:
+        identity = {"check": "batch.v1", **evaluator.identity(name, weights_digest)}
+        stored = evalcache.load(cache_dir, identity)
+        if stored is None:
+            stored = check_batch_invariance(model, evaluator, [name])[name]._asdict()
+            evalcache.store(cache_dir, identity, stored)
+        found[name] = stored
     return found
 
 

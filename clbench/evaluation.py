@@ -290,20 +290,8 @@ class Evaluator:
                 self._ceilings[name] = read_metric(plan, results, plan.spec.metric)
         return self._ceilings[name]
 
-    def _evaluate_or_recall(
-        self, model: nn.Module, name: str, weights_digest: str | None
-    ) -> EvalResult:
-        if self.cache_dir is None or weights_digest is None:
-            return self._evaluate(model, name, weights_digest)
-        identity = self._identity(name, weights_digest)
-        stored = evalcache.load(self.cache_dir, identity)
-        if stored is not None:
-            return EvalResult.from_cache(stored)
-        result = self._evaluate(model, name, weights_digest)
-        evalcache.store(self.cache_dir, identity, result.to_json())
-        return result
-
-    def _identity(self, name: str, weights_digest: str) -> dict[str, Any]:
+    def identity(self, name: str, weights_digest: str) -> dict[str, Any]:
+        """Return, ready for JSON, everything that decides the result of an eval."""
         plan = self.plan(name)
         return {
             "weights": weights_digest,
@@ -320,6 +308,19 @@ class Evaluator:
             "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
             "engine": evalcache.engine(),
         }
+
+    def _evaluate_or_recall(
+        self, model: nn.Module, name: str, weights_digest: str | None
+    ) -> EvalResult:
+        if self.cache_dir is None or weights_digest is None:
+            return self._evaluate(model, name, weights_digest)
+        identity = self.identity(name, weights_digest)
+        stored = evalcache.load(self.cache_dir, identity)
+        if stored is not None:
+            return EvalResult.from_cache(stored)
+        result = self._evaluate(model, name, weights_digest)
+        evalcache.store(self.cache_dir, identity, result.to_json())
+        return result
 
     def _evaluate(self, model: nn.Module, name: str, weights_digest: str | None) -> EvalResult:
         plan = self.plan(name)

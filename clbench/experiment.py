@@ -54,6 +54,7 @@ def carry_out(config: RunConfig, place: Path, fresh: bool, progress: Progress) -
                 needs = estimate.estimate(config, plan.strategy, plan.device, plan.workload())
                 progress.note(f"this run needs {needs.sentence()}")
                 estimate.check(needs, plan.device, place)
+                progress.note("the first run of a model checks that batches move no outcome")
             learn_stream(plan, book, progress)
         if book.record.status == "diverged":
             raise RunFailed(recording.divergence(book))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import clbench
-from clbench import composition, models, provenance, rescoring
+from clbench import composition, evalchecks, models, provenance, rescoring
 from clbench.adapters import fused_parameters
 from clbench.digests import digest
 from clbench.matrix import Cell, ScoreMatrix
@@ -86,8 +86,21 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "config": config,
         "model": plan.loaded.info | {"not_adapted": list(fused_parameters(plan.loaded.model))},
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
-        "evals": plan.evaluator.describe(),
+        "evals": _eval_blocks(plan),
     }
+
+
+def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Describe the evals; for a model other than tiny, also whether batches move its outcomes."""
+    described = plan.evaluator.describe()
+    if plan.config.model == "tiny":  # its card says so
+        return described
+    model, cache = plan.loaded.model, plan.evaluator.cache_dir
+    assert cache is not None  # Plan gives one
+    found = evalchecks.recalled_agreement(
+        model, plan.evaluator, models.weights_digest(model), cache
+    )
+    return {name: block | {"batch_agreement": found[name]} for name, block in described.items()}
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
@@ -181,10 +194,14 @@ def _close(book: RunDirectory, status: str) -> None:
 
 
 def flags(record: Record) -> tuple[str, ...]:
-    """Return the flags of the whole run: those of its cells, and leaks."""
+    """Return the flags of the whole run: those of its cells, leaks, and batches that matter."""
     found = {flag for row in record.matrix.rows for cell in row.values() for flag in cell.flags}
     leaks = cast(Mapping[str, Any], record.data.get("leak", {}))
-    return tuple(sorted(found | set(cast(Sequence[str], leaks.get("flags", [])))))
+    found |= set(cast(Sequence[str], leaks.get("flags", [])))
+    agreements = [getattr(block, "batch_agreement", None) for block in record.evals.values()]
+    if any(each is not None and not each["passed"] for each in agreements):
+        found.add("batch_dependent")
+    return tuple(sorted(found))
 
 
 def divergence(book: RunDirectory) -> str:

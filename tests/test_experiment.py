@@ -9,7 +9,7 @@ import torch
 import toy_runs
 from safetensors.torch import load_file
 
-from clbench import experiment, preparation
+from clbench import experiment, preparation, recording
 from clbench.checkpoint import Checkpoints
 from clbench.comparison import compare
 from clbench.config import EvalConfig, TrainConfig
@@ -65,6 +65,18 @@ def test_covariances_are_measured_again_before_every_task(finished):
     assert len(set(traces)) == 3
     assert all(p["tokens_calibrated"] == 8 * 64 for p in phases)
     assert all(p["held_out_energy"] for p in phases)
+
+
+def test_batches_are_checked_once_per_model_and_a_difference_flags_the_run(finished):
+    record = Record.load(finished)
+    found = {e: block.batch_agreement for e, block in record.evals.items()}
+    assert all(each["passed"] and each["num_items"] == 4 for each in found.values())
+    assert "batch_dependent" not in record.flags
+    math = record.evals["tiny_math"].model_dump()
+    math["batch_agreement"] |= {"passed": False}
+    changed = record.replace(evals=record.evals | {"tiny_math": math})
+    assert "batch_dependent" in recording.flags(changed)
+    assert changed.comparison_key() == record.comparison_key()
 
 
 def test_two_runs_of_one_seed_agree_and_another_seed_differs(finished, model, tmp_path):
