@@ -21,9 +21,9 @@ import clbench
 from clbench.progress import Lines
 
 STREAM = "math-code-if"
-FACTORS = (1e-3, 2e-3, 4e-3, 8e-3)
+FACTORS = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 RATES = {
-    "full": (1e-4, 2e-4, 4e-4, 8e-4),
+    "full": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
     "lora": FACTORS,
     "joint": FACTORS,
     "lora-null": FACTORS,
