@@ -38,7 +38,12 @@ def trial(strategy: str, rate: float, threads: int | None) -> float:
         STREAM,
         "lora" if joint else strategy,
         joint=joint,
-        settings={"train.lr": rate, "eval.split": "validation", "eval.schedule": "ends"},
+        settings={
+            "train.lr": rate,
+            "run.trials": 1,
+            "eval.split": "validation",
+            "eval.schedule": "ends",
+        },
         threads=threads,
         progress=Lines(sys.stderr),
     )
