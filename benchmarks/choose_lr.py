@@ -21,6 +21,7 @@ import clbench
 from clbench.progress import Lines
 
 STREAM = "math-code-if"
+SETTINGS = {"run.trials": 1, "eval.split": "validation", "eval.schedule": "ends"}
 FACTORS = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 RATES = {
     "full": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
