@@ -39,12 +39,7 @@ def trial(strategy: str, rate: float, threads: int | None) -> float:
         STREAM,
         "lora" if joint else strategy,
         joint=joint,
-        settings={
-            "train.lr": rate,
-            "run.trials": 1,
-            "eval.split": "validation",
-            "eval.schedule": "ends",
-        },
+        settings={**SETTINGS, "train.lr": rate},
         threads=threads,
         progress=Lines(sys.stderr),
     )
