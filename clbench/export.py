@@ -37,7 +37,14 @@ from clbench.adapters import (
 from clbench.checkpoint import Checkpoints
 from clbench.config import RunConfig
 from clbench.errors import UserError, unknown
-from clbench.linalg import Factors, seeded_generator, slice_factors, spectrum
+from clbench.linalg import (
+    Factors,
+    input_factors,
+    output_factors,
+    seeded_generator,
+    spectrum,
+    top_eigenvectors,
+)
 from clbench.model_files import locate
 from clbench.preparation import choose_device, quiet_libraries
 from clbench.results import Record
@@ -202,9 +209,13 @@ def _factors(kept: Kept, name: str) -> Factors | None:
         change = change + layer.change()
     spread = read_weight(layer).double() * torch.finfo(rounded).eps / math.sqrt(12)
     noise = (spread.norm(dim=0).max() + spread.norm(dim=1).max()) * math.sqrt(kept.num_tasks)
-    short = change if change.shape[0] <= change.shape[1] else change.T
-    rank = int((spectrum(short @ short.T).sqrt() > noise).sum())
-    return slice_factors(change, 0, rank, 1.0) if rank else None
+    wide = change.shape[0] <= change.shape[1]
+    gram = change @ change.T if wide else change.T @ change
+    rank = int((spectrum(gram).sqrt() > noise).sum())
+    if not rank:
+        return None
+    split = output_factors if wide else input_factors
+    return split(change, top_eigenvectors(gram, rank), 1.0)
 
 
 def _lora_config(kept: Kept, factors: Mapping[str, Factors]) -> LoraConfig:
@@ -244,22 +255,24 @@ def _logits(model: nn.Module) -> Tensor:
 def _refuse_wrappers(model: nn.Module) -> None:
     """Raise UserError for a layer that computes something else than its folded weight does."""
     for name, layer in adapted(model).items():
-        exact = copy.deepcopy(layer).float()
-        x = torch.randn(1, 8, weight_shape(layer)[1], generator=seeded_generator("export", name))
-        x = x.to(exact.weight.device)
-        try:
-            folded = functional_call(exact.base, {"weight": exact.folded()}, (x,))
-        except UserError as error:
-            reason = str(error)
-        else:
-            off = ((exact(x) - folded).norm() / folded.norm()).item()
-            if off <= LAYER_TOLERANCE:
-                continue
-            reason = f"its output is {off:.1%} off that of the weight it would fold into"
-        raise UserError(
-            f"{name} is a {type(layer).__name__}, which is more than a weight ({reason}), so "
-            f"neither {' nor '.join(FORMATS)} can hold this run"
-        )
+        lost = layer.not_a_weight()
+        off = 0.0 if lost else _fold_error(layer, name)
+        if off > LAYER_TOLERANCE:
+            lost = f"its output is {off:.1%} off that of the weight it would fold into"
+        if lost:
+            raise UserError(
+                f"{name} is a {type(layer).__name__}, which is more than a weight ({lost}), so "
+                f"neither {' nor '.join(FORMATS)} can hold this run"
+            )
+
+
+def _fold_error(layer: AdaptedLinear, name: str) -> float:
+    """Return how far folding moves a layer's output on random inputs, relative, in float32."""
+    exact = copy.deepcopy(layer).float()
+    x = torch.randn(1, 8, weight_shape(layer)[1], generator=seeded_generator("export", name))
+    x = x.to(exact.weight.device)
+    folded: Tensor = functional_call(exact.base, {"weight": exact.folded()}, (x,))
+    return float((exact(x) - folded).norm() / folded.norm())
 
 
 def _refuse_other_changes(kept: Kept, targets: Collection[str]) -> None:

@@ -248,10 +248,10 @@ class Louder(AdaptedLinear):
 
 
 class Honest(Louder):
-    """The same layer, which says itself that it cannot be folded."""
+    """The same layer, which says so itself."""
 
-    def change(self) -> Tensor:
-        raise self._cannot("be folded: it divides its output")
+    def not_a_weight(self) -> str:
+        return "its output grows with its own size"
 
 
 @dataclass
@@ -270,7 +270,7 @@ class Wrapping(Strategy):
 
 @pytest.mark.parametrize("form", ["merged", "peft"])
 @pytest.mark.parametrize(
-    ("layer", "reason"), [(Louder, r"its output is [\d.]+% off"), (Honest, "divides its output")]
+    ("layer", "reason"), [(Louder, r"its output is [\d.]+% off"), (Honest, "grows with")]
 )
 def test_a_wrapper_that_stays_is_refused_by_both(layer, reason, form, tmp_path):
     run = Run(tmp_path, Wrapping(layer), targets="v_proj")
@@ -300,12 +300,12 @@ def test_a_change_beside_the_weights_is_refused_and_merged_holds_it(tmp_path):
 
 
 def test_an_adapter_that_leaves_out_too_much_is_refused(run, tmp_path, monkeypatch):
-    def half(*_: Any, **__: Any) -> Factors:
-        found = original(*_, **__)
+    def fewer(kept: exporting.Kept, name: str) -> Factors:
+        found = all_of(kept, name)
         return Factors(found.up[:, :1], found.down[:1])
 
-    original = exporting.slice_factors
-    monkeypatch.setattr(exporting, "slice_factors", half)
+    all_of = exporting._factors
+    monkeypatch.setattr(exporting, "_factors", fewer)
     with pytest.raises(UserError, match=r"would be off by .*allows .*use --format merged"):
         export(run.path, "peft", tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
