@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from clbench import models
+from clbench import models, registry
 from clbench.adapters import (
     AdaptedLinear,
     adapted,
@@ -48,7 +48,6 @@ from clbench.linalg import (
 from clbench.model_files import locate
 from clbench.preparation import choose_device, quiet_libraries
 from clbench.results import Record
-from clbench.strategy import Strategy
 
 # Largest difference of a logit from the run's, as a share of the run's largest logit. In the
 # short dtypes the model itself computes no more exactly than that.
@@ -122,6 +121,8 @@ def _load(run: Path, record: Record) -> Kept:
     """Return the model of the last row; raises UserError unless it is the one that was scored."""
     if record.status in ("partial", "diverged"):
         raise UserError(f"the run in {run} is {record.status}; only a finished one has a result")
+    if not (run / "weights").is_dir():
+        raise UserError(f"{run} holds a record without its weights; export needs the run itself")
     config = RunConfig.of(cast(dict[str, Any], (record.config.model_extra or {})["run"]))
     loaded = models.load(config.model, record.model.dtype, choose_device("auto"), config.revision)
     if loaded.info["weights_digest"] != record.model.weights_digest:
@@ -132,8 +133,8 @@ def _load(run: Path, record: Record) -> Kept:
     start = dict(loaded.model.state_dict())
     num_tasks = len(record.matrix.tasks)
     checkpoints = Checkpoints(run / "weights", loaded.model)
-    # No part of the strategy is needed: its layers rebuild themselves, its state is not used.
-    model = checkpoints.load(f"{num_tasks}-fold", loaded.model, Strategy())
+    strategy = registry.build_strategy(config.strategy, config.params)  # may bring layer classes
+    model = checkpoints.load(f"{num_tasks}-fold", loaded.model, strategy)
     scored = {cell.weights_digest for cell in record.matrix.rows[-1].values()} - {None}
     if scored != {models.weights_digest(model)}:
         raise UserError(f"the weights in {run} are not those that its last row was scored with")

@@ -83,7 +83,7 @@ class Run:
     def save_record(self, info: Mapping[str, Any], status: str = "complete") -> None:
         cell = {"e": Cell(0.5, weights_digest=self.digest)}
         matrix = ScoreMatrix(TASKS, {"one": ("e",), "two": ("f",)}, (), (cell, cell, cell))
-        run = {"stream": "s", "strategy": "x", "model": str(self.model), "dtype": self.dtype}
+        run = {"stream": "s", "strategy": "lora", "model": str(self.model), "dtype": self.dtype}
         record = Record.model_validate(
             {
                 "identity": {"run_id": "r", "suite_version": "0.1.0"},
@@ -348,6 +348,8 @@ def test_bad_input_is_one_sentence(run, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "record.json").write_bytes((run.path / "record.json").read_bytes())
     for status in ("partial", "diverged"):
         record = Record.load(run.path).replace(status=status)
         (tmp_path / status).mkdir()
@@ -359,6 +361,7 @@ def test_bad_input_is_one_sentence(run, tmp_path):
     assert "there is no" in refusal(str(tmp_path / "empty"), "--format", "merged")
     assert "is partial" in refusal(str(tmp_path / "partial"), "--format", "merged")
     assert "is diverged" in refusal(str(tmp_path / "diverged"), "--format", "merged")
+    assert "without its weights" in refusal(str(tmp_path / "alone"), "--format", "peft")
     for taken in ("full", "file"):
         place = str(tmp_path / taken)
         assert f"{place} is there already" in refusal(here, "--format", "merged", "--out", place)
