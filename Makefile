@@ -14,6 +14,10 @@ test: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/tables.py
+	$(BIN)/mkdocs build --strict
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +37,7 @@ $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(BIN)/python
 lock: UV := --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 lock:
 	uv pip compile pyproject.toml $(UV) -o requirements.lock
-	uv pip compile pyproject.toml $(UV) --extra dev -o requirements-dev.lock
+	uv pip compile pyproject.toml $(UV) --extra dev --extra docs -o requirements-dev.lock
 	sed -i 's/^torch==\([0-9]\)/torch===\1/' requirements.lock requirements-dev.lock
 
-.PHONY: demo test lock
+.PHONY: demo test docs lock

@@ -189,6 +189,26 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, help="merged (a model) or peft (one adapter).")
+@click.option("--out", type=click.Path(path_type=Path), help="New directory; by default in RUN.")
+@as_json
+@common
+def export(run: Path, form: str, out: Path | None, as_json: bool) -> None:
+    """Write the model that RUN ended with as a model directory, or as one adapter for its base."""
+    from clbench import export
+
+    done = export.export(run, form, out)
+    if as_json:
+        click.echo(json.dumps(done._asdict() | {"path": str(done.path)}, indent=1))
+        return
+    click.echo(
+        f"{done.format} in {done.path}\nlargest difference of a logit from the run's: "
+        f"{done.difference:.1e} (allowed: {done.tolerance:.1e})"
+    )
+
+
+@main.command()
 @as_json
 @common
 def doctor(as_json: bool) -> None:

@@ -146,7 +146,7 @@ def cache_directory() -> Path:
 
 def prepare(config: RunConfig) -> Plan:
     """Resolve the names of a configuration; raises UserError for what cannot be run."""
-    _quiet_libraries()
+    quiet_libraries()
     edition = registry.stream(config.stream).edition(config.data or "full")
     if config.order is not None:
         edition = edition.reordered(config.order)
@@ -189,7 +189,7 @@ def _isolation(config: RunConfig, edition: Edition) -> sandbox.Isolation | None:
     return sandbox.find_isolation(config.isolation)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep third parties from writing into the progress display."""
     for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

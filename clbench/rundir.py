@@ -18,7 +18,16 @@ from clbench import provenance
 from clbench.errors import UserError
 from clbench.results import Record
 
-OURS = ("record.json", "items", "weights", "events.jsonl", "rescored", ".lock", "report.html")
+OURS = (
+    "record.json",
+    "items",
+    "weights",
+    "events.jsonl",
+    "rescored",
+    "export",
+    ".lock",
+    "report.html",
+)
 
 
 class RunDirectory:

@@ -37,7 +37,7 @@ def verb(*arguments: str) -> str:
 
 
 def test_quick_verbs_load_nothing_heavy():
-    verbs = [["--help"], ["run", "--help"], ["list"], ["--version"]]
+    verbs = [["--help"], ["run", "--help"], ["export", "--help"], ["list"], ["--version"]]
     found = loaded("\n".join(verb(*arguments) for arguments in verbs))
     assert not found & (HEAVY | {"numpy", "scipy", "pydantic"})
     assert "click" in found

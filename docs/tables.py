@@ -1,0 +1,78 @@
+"""Write the tables that are generated into the pages: `python docs/tables.py`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from clbench import api, registry
+from clbench.strategy import Strategy
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = (ROOT / "README.md", ROOT / "docs" / "strategies" / "index.md")
+PAGES = ROOT / "docs" / "strategies"
+BEGIN = "<!-- The table of strategies: written by `python docs/tables.py`. -->"
+END = "<!-- End of the table. -->"
+HEAD = ("strategy", "kind", "what it does", "calibrated on", "paper")
+CITATION = re.compile(r" \([^()]*arXiv [^()]*\)")
+ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+
+
+def names() -> list[str]:
+    """Return the strategies that come with clbench: adapters first, then guards."""
+    entries = registry.listing(registry.STRATEGIES)
+    ours = [entry.name for entry in entries if entry.package == "clbench"]
+    return sorted(ours, key=lambda name: registry.strategy_class(name).kind)
+
+
+def build(name: str) -> Strategy:
+    """Return one strategy with the settings of the embedded preset, as a run builds it."""
+    params = api.resolve("math-code-if", name).params.get(name, {})
+    return registry.strategy_class(name)(**params)
+
+
+def table(file: Path) -> str:
+    """Return the table of strategies, with links as they are from `file`."""
+    rows = [HEAD, tuple("---" for _ in HEAD), *(_row(name, file) for name in names())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def updated(file: Path) -> str:
+    """Return the content of `file` with a fresh table between the two marks."""
+    text = file.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, f"{file} lacks {BEGIN}"
+    assert end, f"{file} lacks {END}"
+    return f"{before}{BEGIN}\n\n{table(file)}\n\n{END}{after}"
+
+
+def _row(name: str, file: Path) -> tuple[str, ...]:
+    return (_link(name, file), *_facts(name))
+
+
+@functools.cache
+def _facts(name: str) -> tuple[str, ...]:
+    strategy = build(name)
+    doc = type(strategy).__doc__ or ""
+    summary = CITATION.sub("", doc.strip().partition("\n")[0]).rstrip(".").replace("|", "\\|")
+    papers = dict.fromkeys(ARXIV.findall(doc))
+    return (
+        strategy.kind,
+        summary,
+        ", ".join(sorted(strategy.calibration_sources())),
+        ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in papers),
+    )
+
+
+def _link(name: str, file: Path) -> str:
+    page = PAGES / f"{name}.md"
+    if not page.exists():
+        return f"`{name}`"
+    return f"[`{name}`]({page.relative_to(file.parent).as_posix()})"
+
+
+if __name__ == "__main__":
+    for path in FILES:
+        path.write_text(updated(path), encoding="utf-8")
