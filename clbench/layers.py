@@ -46,6 +46,13 @@ class AdaptedLinear(nn.Module, ABC):
     def change(self) -> Tensor:
         """Return what folding adds to the base weight, (out, in), at least float32."""
 
+    def not_a_weight(self) -> str | None:
+        """Return what this layer computes that no weight can hold, None if folding loses nothing.
+
+        A sentence without a subject, e.g. "its output is divided by a norm".
+        """
+        return None
+
     def delta(self) -> Tensor:
         """Return the weight's change since the start of the task, (out, in), with gradient.
 
