@@ -94,13 +94,13 @@ class CoreLinear(AdaptedLinear):
         """Return `C core R x`, from the right, so that no (out, in) matrix is formed."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.rows.dtype)
-        for matrix in (self.rows, *reversed(self._core()), self.columns):
+        core = self._core("_start" if self._without else "")
+        for matrix in (self.rows, *reversed(core), self.columns):
             x = functional.linear(x, matrix)
         return x
 
-    def _core(self) -> tuple[Tensor, ...]:
-        """Return the core's matrices as they are, or as they were inside `without_delta`."""
-        suffix = "_start" if self._without else ""
+    def _core(self, suffix: str = "") -> tuple[Tensor, ...]:
+        """Return the core's matrices, or with "_start" what they were at the start of the task."""
         return tuple(getattr(self, name + suffix) for name in self._core_names)
 
     @torch.no_grad()
