@@ -22,6 +22,7 @@ from clbench.adapters import (
     adapted,
     fold,
     freeze,
+    is_transposed,
     read_weight,
     replace,
     weight_shape,
@@ -47,7 +48,8 @@ class CoreLinear(AdaptedLinear):
     """A frozen linear layer plus `C core R`, with C and R stored by value.
 
     A subclass names the matrices whose product is the (rank, rank) core. They are float32 on any
-    base dtype (float64 on a float64 base) and the product is zero when it is attached.
+    base dtype (float64 on a float64 base) and the product is zero when it is attached. `carry`
+    says that they live on for the whole stream.
     """
 
     columns: Tensor
@@ -55,8 +57,11 @@ class CoreLinear(AdaptedLinear):
     column_index: Tensor
     row_index: Tensor
 
-    def __init__(self, base: nn.Module, chosen: Chosen, core: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, base: nn.Module, chosen: Chosen, core: Mapping[str, Tensor], carry: bool
+    ) -> None:
         super().__init__(base)
+        self.carry = carry
         self._core_names = tuple(core)  # left to right
         for name, value in chosen._asdict().items():
             self.register_buffer(name, self._own(value))
@@ -126,6 +131,11 @@ class CoreLinear(AdaptedLinear):
         """Multiply the change since the start of the task by `alpha`, in place."""
         with self._plain():
             self.scale_core_delta(alpha)
+
+    @torch.no_grad()
+    def shift(self, change: Tensor) -> None:
+        """Add `change`, (out, in), to the weight that the task started from, in place."""
+        self.weight.add_(change.T if is_transposed(self.base) else change)
 
     def start(self) -> dict[str, Tensor]:
         """Return the values that the trainables had at the start of the task."""

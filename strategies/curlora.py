@@ -18,18 +18,18 @@ class CurLinear(CoreLinear):
     core: nn.Parameter
     core_start: Tensor
 
-    def __init__(self, base: nn.Module, chosen: Chosen) -> None:
+    def __init__(self, base: nn.Module, chosen: Chosen, *, carry: bool = False) -> None:
         rank = len(chosen.rows)
-        super().__init__(base, chosen, {"core": torch.zeros(rank, rank)})
+        super().__init__(base, chosen, {"core": torch.zeros(rank, rank)}, carry)
 
     def settings(self) -> dict[str, Any]:
-        """Return the rank."""
-        return {"rank": self.rank}
+        """Return the rank, and whether U is carried on."""
+        return {"rank": self.rank, "carry": self.carry}
 
     @classmethod
     def rebuild(cls, base: nn.Module, settings: Mapping[str, Any]) -> CurLinear:
         """Return a layer of the recorded rank, all zero."""
-        return cls(base, blank(base, settings["rank"]))
+        return cls(base, blank(base, settings["rank"]), carry=settings["carry"])
 
     def core_delta(self) -> Tensor:
         """Return U minus U at the start of the task."""
@@ -58,7 +58,7 @@ class CurLora(CurStrategy):
 
     def layer(self, base: nn.Module, kept: Mapping[str, Tensor], seed: str) -> CurLinear:
         """Return a layer with U = 0 between the chosen columns and rows."""
-        return CurLinear(base, Chosen(**kept))
+        return CurLinear(base, Chosen(**kept), carry=self.between_tasks == "carry")
 
     def switches(self) -> dict[str, Any]:
         """Return how columns and rows are chosen, and a fold where there is one."""

@@ -41,7 +41,7 @@ class CabrLinear(CoreLinear):
     """`W x + C A B R x`, its output divided by S-MagNorm, with an A and a B that train.
 
     `up` is A, (rank, inner), and `down` is B, (inner, rank), which starts at zero. With
-    `norm="off"` there is no divisor. `shift` is an output bias of its own, which no weight can
+    `norm="off"` there is no divisor. `offset` is an output bias of its own, which no weight can
     hold. A layer that `merges` keeps the weight of the start of the task, because its base moves.
 
     The divisor acts on outputs and belongs to no weight: `change`, `delta`, `squared_norm` and
@@ -53,8 +53,8 @@ class CabrLinear(CoreLinear):
     down: nn.Parameter
     up_start: Tensor
     down_start: Tensor
-    shift: nn.Parameter
-    shift_start: Tensor
+    offset: nn.Parameter
+    offset_start: Tensor
     weight_start: Tensor
     num_drawn: Tensor  # () int64: times that the gate drew channels
 
@@ -69,13 +69,14 @@ class CabrLinear(CoreLinear):
         merges: bool,
         bias: bool,
         gate_seed: str | None,
+        carry: bool = False,
     ) -> None:
-        super().__init__(base, chosen, {"up": up, "down": torch.zeros(up.T.shape)})
+        super().__init__(base, chosen, {"up": up, "down": torch.zeros(up.T.shape)}, carry)
         self.norm, self.norm_scope, self.merges = norm, norm_scope, merges
         self.gate_seed = gate_seed
-        self.shifts = bias
+        self.has_offset = bias
         if bias:
-            self._train("shift", torch.zeros(len(chosen.columns)))
+            self._train("offset", torch.zeros(len(chosen.columns)))
         if merges:
             self.register_buffer("weight_start", self.weight.detach().clone())
         if gate_seed is not None:
@@ -85,8 +86,8 @@ class CabrLinear(CoreLinear):
         """Return the divided output, in the dtype of the base layer's output."""
         y: Tensor = self._base(x)
         added = self._added(x)
-        if self.shifts:
-            added = added + (self.shift_start if self._without else self.shift)
+        if self.has_offset:
+            added = added + (self.offset_start if self._without else self.offset)
         if self.norm == "off":
             return y + added.to(y.dtype)
         exact = torch.promote_types(y.dtype, torch.float32)
@@ -120,8 +121,9 @@ class CabrLinear(CoreLinear):
             "norm": self.norm,
             "norm_scope": self.norm_scope,
             "merges": self.merges,
-            "bias": self.shifts,
+            "bias": self.has_offset,
             "gate_seed": self.gate_seed,
+            "carry": self.carry,
         }
 
     @classmethod
@@ -135,11 +137,11 @@ class CabrLinear(CoreLinear):
         """Return what folding would lose: the divisor, the bias."""
         if self.norm != "off":
             return f"its output is divided by S-MagNorm (norm={self.norm!r})"
-        return "it adds a bias of its own (bias=True)" if self.shifts else None
+        return "it adds a bias of its own (bias=True)" if self.has_offset else None
 
     def keep_weight_only(self) -> None:
         """Give up the divisor, the gate and the bias, so that the layer can be folded."""
-        self.norm, self.gate_seed, self.shifts = "off", None, False
+        self.norm, self.gate_seed, self.has_offset = "off", None, False
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -174,8 +176,15 @@ class CabrLinear(CoreLinear):
         super().scale_delta(alpha)
         if self.merges:
             self.weight.sub_((1.0 - alpha) * self._merged())
-        if self.shifts:
-            self.shift.lerp_(self.shift_start, 1.0 - alpha)
+        if self.has_offset:
+            self.offset.lerp_(self.offset_start, 1.0 - alpha)
+
+    @torch.no_grad()
+    def shift(self, change: Tensor) -> None:
+        """Add `change`, (out, in), to the weight that the task started from, in place."""
+        super().shift(change)
+        if self.merges:
+            self.weight_start.add_(change.T if is_transposed(self.base) else change)
 
     def _merged(self) -> Tensor:
         """Return what merges added to the weight in this task, in the base's own layout."""
@@ -271,6 +280,7 @@ class Secura(CurStrategy):
             merges=self.merges,
             bias=self.bias,
             gate_seed=seed if self.decay_gate else None,
+            carry=self.between_tasks == "carry",
         )
 
     def caps(self, layer: CabrLinear) -> dict[str, int]:

@@ -300,6 +300,10 @@ def test_guards_see_the_change_of_this_task_alone() -> None:
             each._without = False
     layer.scale_delta(0.25)
     torch.testing.assert_close(layer.delta(), 0.25 * expected)
+    weight = layer.weight.clone()
+    layer.shift(torch.ones_like(expected))
+    torch.testing.assert_close(layer.weight, weight + 1)
+    torch.testing.assert_close(layer.delta(), 0.25 * expected)
 
 
 def test_the_label_says_how_columns_are_chosen() -> None:

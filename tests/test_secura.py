@@ -120,7 +120,7 @@ def one_layer(norm: str, scope: str, plain: Tensor, change: Tensor) -> Tensor:
     chosen = {"rank": 1, "inner": 1, "norm": norm, "norm_scope": scope, "bias": True}
     layer = CabrLinear.rebuild(base, {**chosen, "merges": False, "gate_seed": None})
     base.bias.data.copy_(plain)
-    layer.shift.data.copy_(change)
+    layer.offset.data.copy_(change)
     replace(model, "0", layer)
     return model(torch.zeros(1, 3)).detach()[0]
 
@@ -251,8 +251,8 @@ def test_sizes_are_capped_per_matrix_and_recorded() -> None:
 def test_the_gate_shrinks_random_outputs_while_training() -> None:
     model = toy_model().train()
     layer = begun(model, small(norm="executed", norm_scope="tensor", decay_gate=True))[Q]
-    layer.shift = nn.Parameter(torch.full((32,), 1e3))  # every ratio is far above 0.231
-    layer.shifts = True
+    layer.offset = nn.Parameter(torch.full((32,), 1e3))  # every ratio is far above 0.231
+    layer.has_offset = True
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     kept = layer.eval()(x)
     assert torch.equal(layer(x), kept)
@@ -263,7 +263,7 @@ def test_the_gate_shrinks_random_outputs_while_training() -> None:
         assert int(shrunk[0, 0].sum()) == max((32 - 4) // 2, 32 // 4)
         torch.testing.assert_close(factor[~shrunk], torch.ones_like(factor[~shrunk]))
     assert not torch.equal(factors[0], factors[1])
-    layer.shift.data.zero_()
+    layer.offset.data.zero_()
     layer.down.data.zero_()
     assert torch.equal(layer(x), layer.base(x))  # all divisors are 2
 
@@ -341,6 +341,10 @@ def test_guards_see_merges_as_part_of_the_change(layout: str) -> None:
         torch.testing.assert_close(layer.squared_norm(), changes[name].square().sum())
         layer.scale_delta(0.3)
         torch.testing.assert_close(layer.delta(), 0.3 * changes[name], rtol=1e-6, atol=1e-9)
+        layer.shift(torch.ones_like(changes[name]))
+        torch.testing.assert_close(layer.delta(), 0.3 * changes[name], rtol=1e-6, atol=1e-9)
+        moved = weights[name] + 1 + 0.3 * changes[name]
+        torch.testing.assert_close(read_weight(layer), moved, rtol=1e-6, atol=1e-9)
 
 
 # What guards see of a carried layer
@@ -361,17 +365,17 @@ def test_a_carried_change_is_measured_from_the_start_of_its_task(norm: str) -> N
     with without_delta(model), torch.no_grad():
         assert torch.equal(logits(model, IDS), started)
     start = layer.start()
-    assert set(start) == {"up", "down", "shift"}
+    assert set(start) == {"up", "down", "offset"}
     assert torch.equal(start["up"], ups)
     assert torch.equal(start["down"], downs)
     expected = layer.change() - before
     torch.testing.assert_close(layer.delta(), expected, rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(layer.squared_norm(), expected.square().sum(), rtol=1e-3, atol=0)
-    shift = (layer.shift - layer.shift_start).detach()
+    offset = (layer.offset - layer.offset_start).detach()
     ups_now = layer.up.detach().clone()
     layer.scale_delta(0.5)
     torch.testing.assert_close(layer.delta(), 0.5 * expected, rtol=1e-3, atol=1e-7)
-    torch.testing.assert_close(layer.shift - layer.shift_start, 0.5 * shift)
+    torch.testing.assert_close(layer.offset - layer.offset_start, 0.5 * offset)
     assert torch.equal(layer.up, ups_now)
 
 
