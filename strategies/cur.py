@@ -173,6 +173,8 @@ class CurStrategy(Strategy):
         offset = self.inversion_offset
         if type(offset) not in (int, float) or not 0 <= offset < float("inf"):
             self._refuse("inversion_offset", "not a number from 0 up")
+        if offset and self.selection != "inverse":
+            self._refuse("inversion_offset", f"without meaning for selection={self.selection!r}")
 
     def _check_count(self, field: str) -> None:
         value = getattr(self, field)

@@ -33,8 +33,8 @@ def divisor(plain: Tensor, change: Tensor, norm: Norm, scope: Scope) -> Tensor:
     """
     ratio = (change / (plain + TINY)).detach().abs()
     largest = ratio.amax(-1, keepdim=True) if scope == "token" else ratio.amax()
-    shifted = ratio / (largest + TINY) - 0.5 if norm == "meant" else ratio
-    return torch.where(largest == 0, 2.0, 2.0 - torch.sigmoid(6.0 * shifted))
+    level = ratio / (largest + TINY) - 0.5 if norm == "meant" else ratio
+    return torch.where(largest == 0, 2.0, 2.0 - torch.sigmoid(6.0 * level))
 
 
 class CabrLinear(CoreLinear):
@@ -99,9 +99,12 @@ class CabrLinear(CoreLinear):
         return output.to(y.dtype)
 
     def _base(self, x: Tensor) -> Tensor:
-        if not (self.merges and self._without):
-            return self.base(x)  # type: ignore[no-any-return]
-        return functional_call(self.base, {"weight": self.weight_start}, (x,))  # type: ignore[no-any-return]
+        output: Tensor
+        if self.merges and self._without:
+            output = functional_call(self.base, {"weight": self.weight_start}, (x,))
+        else:
+            output = self.base(x)
+        return output
 
     def _gate(self, found: Tensor, seed: str) -> Tensor:
         """Return what the decay gate multiplies each output with, (out,)."""
@@ -222,8 +225,9 @@ class Secura(CurStrategy):
         merge = self.merge_every
         if merge not in (None, "task") and (type(merge) is not int or merge < 1):
             self._refuse("merge_every", "neither task, none nor a positive number of steps")
-        if self.decay_gate and self.norm == "off":
-            self._refuse("decay_gate", "impossible with norm='off': it reads S-MagNorm's divisor")
+        for field in ("norm_scope", "decay_gate"):
+            if self.norm == "off" and getattr(self, field) != getattr(Secura, field):
+                self._refuse(field, "without meaning for norm='off', which has no divisor")
 
     @property
     def between_tasks(self) -> Literal["fold", "carry"]:
