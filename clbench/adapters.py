@@ -81,9 +81,15 @@ def fold(model: nn.Module) -> nn.Module:
     """Turn every adapted layer back into a plain one that holds its change; returns the model.
 
     The difference is formed in float32 and rounded once to the dtype of the weight, so a layer
-    that did not train keeps its weight bit for bit.
+    that did not train keeps its weight bit for bit. Raises UserError, before anything is folded,
+    for a layer whose function is not that of a weight.
     """
-    for name, layer in adapted(model).items():
+    layers = adapted(model)
+    for name, layer in layers.items():
+        lost = layer.not_a_weight()
+        if lost is not None:
+            raise UserError(f"{name} cannot be folded into a weight: {lost}")
+    for name, layer in layers.items():
         layer.weight.copy_(layer.folded())
         replace(model, name, layer.base)
     return model

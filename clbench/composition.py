@@ -25,8 +25,8 @@ class Composed(Strategy):
 
     @property
     def label(self) -> str:
-        """Return the composition as written on the command line."""
-        return "+".join(part.name() for part in self.parts)
+        """Return the composition as a reader sees it: parts with their switches."""
+        return "+".join(label(part) for part in self.parts)
 
     def calibration_sources(self) -> frozenset[str]:
         """Return the union of what the parts ask for."""
@@ -126,8 +126,11 @@ def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Stra
 
 
 def label(strategy: Strategy) -> str:
-    """Return a strategy as written on the command line."""
-    return strategy.label if isinstance(strategy, Composed) else strategy.name()
+    """Return a strategy as a reader sees it, e.g. "lora+ewc" or "mine(norm=l1)+replay"."""
+    if isinstance(strategy, Composed):
+        return strategy.label
+    switches = ", ".join(f"{key}={value}" for key, value in strategy.switches().items())
+    return f"{strategy.name()}({switches})" if switches else strategy.name()
 
 
 def params_by_part(strategy: Strategy) -> dict[str, dict[str, Any]]:

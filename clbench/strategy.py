@@ -127,6 +127,13 @@ class Strategy:
         """Fold and remember; what is returned is evaluated, kept, and starts the next task."""
         return model
 
+    def switches(self) -> dict[str, Any]:
+        """Return what every label must say of this strategy beside its name, e.g. `norm`.
+
+        For fields that make it another method: `mine(norm=l1)`.
+        """
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """Return what the record should say of the task that just ended, ready for JSON.
 

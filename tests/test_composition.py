@@ -24,6 +24,14 @@ class Other(Strategy):
 
 
 @dataclass
+class Switching(Strategy):
+    norm: str = "l2"
+
+    def switches(self):
+        return {"norm": self.norm}
+
+
+@dataclass
 class Guard(Strategy):
     kind: ClassVar = "guard"
 
@@ -77,6 +85,11 @@ def test_an_adapter_alone_stays_itself_and_a_guard_brings_its_adapter():
     alone = Attach()
     assert composed(alone) is alone
     assert label(composed(Implying())) == "attach+implying"
+
+
+def test_a_label_carries_the_switches_of_each_part():
+    assert label(Switching()) == "switching(norm=l2)"
+    assert label(composed(Guard(), Switching(norm="l1"))) == "switching(norm=l1)+guard"
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,13 @@ def test_what_to_type_next_names_a_model_that_is_not_the_default():
     assert "clbench run --stream s --strategy x --seed 1" in shown
 
 
+def test_the_title_shows_the_label_and_the_command_what_was_asked_for():
+    asked = {"stream": "s", "strategy": "x(norm=l2)", "run": {"strategy": "x"}}
+    shown = text.result(record(config=asked), Path("runs"))
+    assert "s with x(norm=l2), model tiny" in shown
+    assert "clbench run --stream s --strategy x --seed 1" in shown
+
+
 @pytest.mark.parametrize(("num", "shown"), [(412e6, "412 MB"), (1.26e9, "1.3 GB")])
 def test_sizes_are_for_people(num: float, shown: str):
     assert text.size(num) == shown
