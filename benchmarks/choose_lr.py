@@ -18,18 +18,23 @@ from pathlib import Path
 from tabulate import tabulate
 
 import clbench
+from clbench import registry
 from clbench.progress import Lines
 
 STREAM = "math-code-if"
 SETTINGS = {"run.trials": 1, "eval.split": "validation", "eval.schedule": "ends"}
 FACTORS = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-RATES = {
+RATES = {  # where FACTORS does not bracket the best rate; always five, a factor of two apart
     "full": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
-    "lora": FACTORS,
-    "joint": FACTORS,
-    "lora-null": FACTORS,
     "lora-null-v2": tuple(2 * rate for rate in FACTORS),  # one factor trains: smaller steps
 }
+
+
+def adapters() -> list[str]:
+    """Return the adapters that come with clbench, by name; guards train at their adapter's rate."""
+    entries = registry.listing(registry.STRATEGIES)
+    names = [entry.name for entry in entries if entry.package == "clbench"]
+    return [name for name in names if registry.strategy_class(name).kind == "adapter"]
 
 
 def trial(strategy: str, rate: float, threads: int | None) -> float:
@@ -55,12 +60,13 @@ def choose(scores: dict[float, float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--strategies", nargs="+", default=list(RATES), choices=list(RATES))
+    choices = ["joint", *adapters()]
+    parser.add_argument("--strategies", nargs="+", default=choices, choices=choices)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     found = {
-        name: {rate: trial(name, rate, options.threads) for rate in RATES[name]}
+        name: {rate: trial(name, rate, options.threads) for rate in RATES.get(name, FACTORS)}
         for name in options.strategies
     }
     rows = [
@@ -72,7 +78,8 @@ def main() -> None:
     print(tabulate(rows, headers, floatfmt=("", "g", ".3f", ""), tablefmt="github"))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {
+        content = json.loads(options.json.read_text()) if options.json.exists() else {}
+        content |= {
             name: {"scores": {str(r): s for r, s in scores.items()}, "chosen": choose(scores)}
             for name, scores in found.items()
         }
