@@ -25,8 +25,17 @@ class Composed(Strategy):
 
     @property
     def label(self) -> str:
-        """Return the composition as written on the command line."""
-        return "+".join(part.name() for part in self.parts)
+        """Return the composition as written on the command line.
+
+        What a guard would choose for an adapter that it implies is another method than the
+        adapter's default, so it is shown wherever it holds: `lora(between_tasks=carry)+ewc`.
+        """
+        adapter, *guards = self.parts
+        params = adapter.params()
+        wanted = {key: value for guard in guards for key, value in guard.implies_params.items()}
+        shown = ", ".join(f"{key}={v}" for key, v in wanted.items() if params.get(key) == v)
+        first = f"{adapter.name()}({shown})" if shown else adapter.name()
+        return "+".join([first, *(guard.name() for guard in guards)])
 
     def calibration_sources(self) -> frozenset[str]:
         """Return the union of what the parts ask for."""
@@ -93,10 +102,14 @@ class Composed(Strategy):
             part.load_state(state[part.name()])
 
 
-def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Strategy:
-    """Return one strategy for the parts of `a+b+c`; `build` makes an implied adapter by name.
+def compose(
+    parts: Sequence[Strategy], build: Callable[[str, Mapping[str, Any]], Strategy]
+) -> Strategy:
+    """Return one strategy for the parts of `a+b+c`.
 
-    Raises UserError, with the reason, for a composition that cannot be.
+    `build` makes an implied adapter from its name and the guard's defaults for its fields; the
+    first guard that implies one decides. Raises UserError, with the reason, for a composition
+    that cannot be.
     """
     names = [part.name() for part in parts]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -110,12 +123,12 @@ def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Stra
             "a composition has one adapter and any number of guards"
         )
     if not adapters:
-        implied = next((guard.implies for guard in guards if guard.implies), None)
-        if implied is None:
+        implying = next((guard for guard in guards if guard.implies), None)
+        if implying is None or implying.implies is None:
             raise UserError(
                 f"{'+'.join(names)!r} has no adapter; write for example lora+{names[0]}"
             )
-        adapters = [build(implied)]
+        adapters = [build(implying.implies, implying.implies_params)]
     chosen = (*adapters, *guards)
     _refuse_two_that_rewrite_gradients(chosen)
     for part in chosen:

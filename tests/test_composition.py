@@ -20,7 +20,7 @@ class Attach(Strategy):
 
 @dataclass
 class Other(Strategy):
-    pass
+    keeps: bool = False
 
 
 @dataclass
@@ -38,6 +38,13 @@ class Guard(Strategy):
 class Implying(Strategy):
     kind: ClassVar = "guard"
     implies: ClassVar = "attach"
+
+
+@dataclass
+class Choosing(Strategy):
+    kind: ClassVar = "guard"
+    implies: ClassVar = "other"
+    implies_params: ClassVar = {"keeps": True}
 
 
 @dataclass
@@ -62,7 +69,9 @@ class Jealous(Strategy):
 
 
 def composed(*parts: Strategy) -> Strategy:
-    return compose(parts, lambda name: {"attach": Attach}[name]())
+    return compose(
+        parts, lambda name, defaults: {"attach": Attach, "other": Other}[name](**defaults)
+    )
 
 
 def test_the_adapter_comes_first_and_the_parts_add_up():
@@ -77,6 +86,17 @@ def test_an_adapter_alone_stays_itself_and_a_guard_brings_its_adapter():
     alone = Attach()
     assert composed(alone) is alone
     assert label(composed(Implying())) == "attach+implying"
+
+
+def test_a_guard_chooses_fields_of_the_adapter_it_brings_and_the_label_shows_them():
+    brought = composed(Choosing())
+    assert isinstance(brought, Composed)
+    assert brought.parts == (Other(keeps=True), Choosing())
+    assert label(brought) == label(composed(Other(keeps=True), Choosing()))
+    assert label(brought) == "other(keeps=True)+choosing"
+    assert label(composed(Other(), Choosing())) == "other+choosing"
+    assert label(composed(Attach(), Choosing())) == "attach+choosing"
+    assert label(composed(Implying(), Choosing())) == "attach+implying+choosing"
 
 
 @pytest.mark.parametrize(

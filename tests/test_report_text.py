@@ -149,6 +149,14 @@ def test_what_to_type_next_names_a_model_that_is_not_the_default():
     assert "clbench run --stream s --strategy x --seed 1" in shown
 
 
+def test_what_to_type_next_is_the_strategy_as_it_was_typed():
+    label = "lora(between_tasks=carry)+ewc"
+    config = {"stream": "s", "strategy": label, "run": {"strategy": "ewc"}}
+    shown = text.result(record(config=config), Path("runs"))
+    assert f"s with {label}, model tiny" in shown
+    assert "clbench run --stream s --strategy ewc --seed 1" in shown
+
+
 @pytest.mark.parametrize(("num", "shown"), [(412e6, "412 MB"), (1.26e9, "1.3 GB")])
 def test_sizes_are_for_people(num: float, shown: str):
     assert text.size(num) == shown

@@ -183,20 +183,26 @@ def _close(record: Record, place: Path | None) -> str:
     lines = ["One seed shows how this model answers these items, not which strategy is better."]
     if place is not None:
         config = record.config
+        asked = _asked(record).get("strategy", config.strategy)
         command = f"clbench run --stream {config.stream}{_model(record)} --strategy"
         lines += [
             f"record: {place / 'record.json'}",
             "next:",
-            f"  {command} {config.strategy} --seed {config.seed + 1}   another seed",
+            f"  {command} {asked} --seed {config.seed + 1}   another seed",
             f"  {command} NAME   another strategy; clbench list names them",
             f"  clbench compare {place} OTHER   the paired difference of two runs",
         ]
     return "\n".join(lines)
 
 
+def _asked(record: Record) -> Mapping[str, Any]:
+    """Return the configuration as the run was given it."""
+    return cast(Mapping[str, Any], (record.config.model_extra or {}).get("run", {}))
+
+
 def _model(record: Record) -> str:
     """Return the options that name the model and its data, where they are not the default."""
-    asked = cast(Mapping[str, Any], (record.config.model_extra or {}).get("run", {}))
+    asked = _asked(record)
     if asked.get("model", "tiny") == "tiny":
         return ""
     return f" --model {asked['model']} --data {asked['data']}"
