@@ -142,7 +142,9 @@ def _held(layer: AdaptedLinear, basis: Tensor) -> Held:
     if isinstance(layer, FullLinear):
         return Held(layer.master, layer.weight, basis, is_transposed(layer))
     assert isinstance(layer, FactorLinear)
-    return Held(layer.down, 0.0, basis, transposed=False)
+    # the attached value is outside already: what has not moved keeps every bit
+    anchor = 0.0 if layer.down0 is None else layer.down0
+    return Held(layer.down, anchor, basis, transposed=False)
 
 
 @torch.no_grad()

@@ -179,6 +179,19 @@ def test_protecting_fresh_factors_keeps_the_function(adapter: str, layout: str) 
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_what_does_not_move_keeps_every_bit(adapter: str) -> None:
+    model = toy_model(decaying=True)
+    strategy = build(f"{adapter}+gpm", **ADAPTERS[adapter], gpm={"threshold": 0.8})
+    model = learn(model, strategy, 0)
+    started(model, strategy, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for index in range(3):
+        strategy.after_step(model, STEP._replace(index=index))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(layer.change().any() for layer in adapted(model).values())
+
+
 def test_the_first_task_is_free() -> None:
     weights = []
     for strategy in (build("full"), build("full+gpm", gpm={"threshold": 0.9})):
