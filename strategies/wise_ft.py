@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from clbench.adapters import adapted, read_weight
+from clbench.adapters import AdaptedLinear, adapted, read_weight
+from clbench.errors import UserError
 from clbench.strategy import Strategy, TaskContext
 
 from .checks import carries, check_choice, check_number
@@ -51,11 +52,20 @@ class WiseFt(Strategy):
         )
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
-        """Remember the base model where it is the anchor."""
-        if task.index == 0 and self.anchor == "stream":
-            self.base_: dict[str, Tensor] = {
-                name: read_weight(layer.base).clone() for name, layer in adapted(model).items()
-            }
+        """Remember the base model where it is the anchor.
+
+        Raises UserError for a layer that cannot go back to it.
+        """
+        if task.index > 0 or self.anchor == "task":
+            return model
+        self.base_: dict[str, Tensor] = {}
+        for name, layer in adapted(model).items():
+            if type(layer).shift is AdaptedLinear.shift:
+                raise UserError(
+                    f"wise-ft: anchor 'stream' moves the weight that a task started from, which "
+                    f"{name}, a layer of type {type(layer).__name__}, cannot; use anchor=task"
+                )
+            self.base_[name] = read_weight(layer.base).clone()
         return model
 
     def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:

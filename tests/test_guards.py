@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from toys import LAYOUTS, logits, toy_model, toy_windows
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from clbench.adapters import adapted, find_targets, read_weight
+from clbench.adapters import (
+    AdaptedLinear,
+    FactorLinear,
+    adapted,
+    find_targets,
+    read_weight,
+    replace,
+)
 from clbench.data import collate, num_tokens
 from clbench.errors import UserError
 from clbench.strategy import Strategy
@@ -147,6 +154,20 @@ def test_wise_ft_leaves_an_untrained_bfloat16_model_alone() -> None:
 def test_wise_ft_refuses_factors_that_are_carried() -> None:
     with pytest.raises(UserError, match=r"hold those of all tasks; choose lora\.between_tasks"):
         build("ewc+wise-ft", ewc={"strength": 1.0}, wise_ft={"alpha": 0.5})
+
+
+def test_a_layer_that_cannot_go_back_is_refused_before_anything_is_trained() -> None:
+    class Odd(FactorLinear):
+        shift = AdaptedLinear.shift
+
+    adapter, guard = guarded("lora", "wise-ft", anchor="stream").parts
+    model = toy_model()
+    task = started(model, adapter, 0)
+    name, layer = next(iter(adapted(model).items()))
+    replace(model, name, Odd.rebuild(layer.base, layer.settings()))
+    with pytest.raises(UserError, match=f"which {name}, a layer of type Odd, cannot; use anchor"):
+        guard.begin_task(model, task)
+    assert WiseFt(alpha=0.5).begin_task(model, task) is model
 
 
 # lwf
