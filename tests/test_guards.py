@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toys import LAYOUTS, logits, toy_model, toy_windows
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from clbench import api
 from clbench.adapters import (
     AdaptedLinear,
     FactorLinear,
@@ -24,8 +25,10 @@ from clbench.adapters import (
     read_weight,
     replace,
 )
+from clbench.composition import label
 from clbench.data import collate, num_tokens
 from clbench.errors import UserError
+from clbench.registry import build_strategy
 from clbench.strategy import Strategy
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -294,6 +297,15 @@ def test_a_guard_has_no_state_before_the_first_task_and_starts_a_stream_anew(gua
             model = learn(model, strategy, index)
         results.append(model.state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_preset_tiny_runs_it_by_its_name_alone(guard: str) -> None:
+    config = api.resolve("math-code-if", guard)
+    strategy = build_strategy(config.strategy, config.params)
+    carried = "(between_tasks=carry)" if guard == "ewc" else ""
+    assert label(strategy) == f"lora{carried}+{guard}"
+    assert config.train.lr == api.resolve("math-code-if", "lora").train.lr
 
 
 @pytest.mark.parametrize(
