@@ -1,4 +1,4 @@
-"""What the constructors of guards refuse, each in one sentence."""
+"""What guards refuse: fields out of range, and what they look for in an adapter."""
 
 from __future__ import annotations
 
