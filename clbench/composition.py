@@ -93,10 +93,14 @@ class Composed(Strategy):
             part.load_state(state[part.name()])
 
 
-def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Strategy:
-    """Return one strategy for the parts of `a+b+c`; `build` makes an implied adapter by name.
+def compose(
+    parts: Sequence[Strategy], build: Callable[[str, Mapping[str, Any]], Strategy]
+) -> Strategy:
+    """Return one strategy for the parts of `a+b+c`.
 
-    Raises UserError, with the reason, for a composition that cannot be.
+    `build` makes an implied adapter from its name and the guard's defaults for its fields; the
+    first guard that implies one decides. Raises UserError, with the reason, for a composition
+    that cannot be.
     """
     names = [part.name() for part in parts]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -110,12 +114,12 @@ def compose(parts: Sequence[Strategy], build: Callable[[str], Strategy]) -> Stra
             "a composition has one adapter and any number of guards"
         )
     if not adapters:
-        implied = next((guard.implies for guard in guards if guard.implies), None)
-        if implied is None:
+        implying = next((guard for guard in guards if guard.implies), None)
+        if implying is None or implying.implies is None:
             raise UserError(
                 f"{'+'.join(names)!r} has no adapter; write for example lora+{names[0]}"
             )
-        adapters = [build(implied)]
+        adapters = [build(implying.implies, implying.implies_params)]
     chosen = (*adapters, *guards)
     _refuse_two_that_rewrite_gradients(chosen)
     for part in chosen:

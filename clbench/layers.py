@@ -27,6 +27,8 @@ class AdaptedLinear(nn.Module, ABC):
     when asked. `base` never moves until the layer is folded.
     """
 
+    carry: bool = False  # whether it stays, with what it learned, for the whole stream
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         assert not isinstance(base, AdaptedLinear), "this layer is adapted already"
@@ -63,6 +65,13 @@ class AdaptedLinear(nn.Module, ABC):
     def scale_delta(self, alpha: float) -> None:
         """Multiply the change since the start of the task by `alpha`, in place."""
         raise self._cannot("scale its change")
+
+    def shift(self, change: Tensor) -> None:
+        """Add `change`, (out, in), to the weight that the task started from, in place.
+
+        The change since then stays what it is. Rounds to the dtype of the weight.
+        """
+        raise self._cannot("move the weight that it started from")
 
     def start(self) -> dict[str, Tensor]:
         """Return the values that the trainables had at the start of the task."""
@@ -239,6 +248,11 @@ class FactorLinear(AdaptedLinear):
                 "scaled; choose between_tasks='fold'"
             )
         self._gain *= alpha
+
+    @torch.no_grad()
+    def shift(self, change: Tensor) -> None:
+        """Add `change`, (out, in), to the base weight, in place."""
+        self.weight.add_(change.T if is_transposed(self.base) else change)
 
     def start(self) -> dict[str, Tensor]:
         """Return the values that the trainables had at the start of the task."""

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clbench.composition import compose
@@ -120,8 +121,8 @@ def parts(expression: str) -> dict[str, dict[str, bool]]:
 def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> Strategy:
     """Return the strategy of "a+b", each part built from its hyperparameters; raises UserError."""
 
-    def build(name: str) -> Strategy:
-        return _build(name, params.get(name, {}))
+    def build(name: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> Strategy:
+        return _build(name, {**defaults, **params.get(name, {})})
 
     known = parts(expression)
     for name in params:

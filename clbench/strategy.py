@@ -92,6 +92,7 @@ class Strategy:
 
     kind: ClassVar[Literal["adapter", "guard"]] = "adapter"
     implies: ClassVar[str | None] = None  # a guard's default adapter, as on the command line
+    implies_params: ClassVar[Mapping[str, Any]] = {}  # what that adapter's fields then default to
 
     def calibration_sources(self) -> frozenset[str]:
         """Return which covariances this strategy asks for, of "world", "seen" and "task"."""

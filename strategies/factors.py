@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import nn
 
@@ -47,6 +47,10 @@ class FactorStrategy(Strategy):
                 f"{self.name()}: between_tasks {self.between_tasks!r} is unknown; "
                 "choices: fold, carry"
             )
+
+    def switches(self) -> dict[str, Any]:
+        """Return what makes it another method: one set of factors for the whole stream."""
+        return {"between_tasks": "carry"} if self.between_tasks == "carry" else {}
 
     @property
     def scale(self) -> float:

@@ -60,6 +60,13 @@ class FullLinear(AdaptedLinear):
         """Move the trained weight to start + alpha * change."""
         self.master.copy_(self.weight + alpha * (self.master - self.weight))
 
+    @torch.no_grad()
+    def shift(self, change: Tensor) -> None:
+        """Add `change`, (out, in), to both the frozen and the trained weight."""
+        moved = self.master - self.weight
+        self.weight.add_(change.T if is_transposed(self.base) else change)
+        self.master.copy_(self.weight + moved)
+
     def start(self) -> dict[str, Tensor]:
         """Return the weight at the start of the task, in the trained weight's own layout."""
         return {"master": self.weight.detach().to(self.master.dtype)}

@@ -20,7 +20,7 @@ class Attach(Strategy):
 
 @dataclass
 class Other(Strategy):
-    pass
+    keeps: bool = False
 
 
 @dataclass
@@ -49,6 +49,13 @@ class Implying(Strategy):
 
 
 @dataclass
+class Choosing(Strategy):
+    kind: ClassVar = "guard"
+    implies: ClassVar = "other"
+    implies_params: ClassVar = {"keeps": True}
+
+
+@dataclass
 class Project(Strategy):
     kind: ClassVar = "guard"
 
@@ -70,7 +77,9 @@ class Jealous(Strategy):
 
 
 def composed(*parts: Strategy) -> Strategy:
-    return compose(parts, lambda name: {"attach": Attach}[name]())
+    return compose(
+        parts, lambda name, defaults: {"attach": Attach, "other": Other}[name](**defaults)
+    )
 
 
 def test_the_adapter_comes_first_and_the_parts_add_up():
@@ -90,6 +99,13 @@ def test_an_adapter_alone_stays_itself_and_a_guard_brings_its_adapter():
 def test_a_label_carries_the_switches_of_each_part():
     assert label(Switching()) == "switching(norm=l2)"
     assert label(composed(Guard(), Switching(norm="l1"))) == "switching(norm=l1)+guard"
+
+
+def test_a_guard_chooses_fields_of_the_adapter_it_brings():
+    brought = composed(Choosing())
+    assert isinstance(brought, Composed)
+    assert brought.parts == (Other(keeps=True), Choosing())
+    assert composed(Other(), Choosing()).parts == (Other(), Choosing())
 
 
 @pytest.mark.parametrize(

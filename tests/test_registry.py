@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from clbench.errors import UserError
 from clbench.strategy import Strategy
 
 PLUGIN = """
+    from collections.abc import Mapping
     from dataclasses import dataclass
-    from typing import ClassVar, Literal
+    from typing import Any, ClassVar, Literal
 
     from clbench import Strategy
 
@@ -38,6 +40,7 @@ PLUGIN = """
 
         kind: ClassVar[Literal["adapter", "guard"]] = "guard"
         implies: ClassVar[str | None] = "attach"
+        implies_params: ClassVar[Mapping[str, Any]] = {"rank": 6}
         strength: float = 1.0
 
 
@@ -176,6 +179,15 @@ def test_a_guard_alone_brings_its_adapter_first(site: Path):
         "attach": {"rank": 2, "scale": None},
         "guard": {"strength": 3.0},
     }
+
+
+def test_a_guard_s_choice_for_its_adapter_is_a_default(site: Path):
+    def rank(expression: str, params: dict[str, Any]) -> int:
+        return registry.build_strategy(expression, params).params()["attach"]["rank"]
+
+    assert rank("guard", {}) == 6
+    assert rank("guard", {"attach": {"rank": 2}}) == 2
+    assert rank("attach+guard", {}) == 4
 
 
 @pytest.mark.parametrize(
