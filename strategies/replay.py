@@ -119,9 +119,9 @@ class Replay(Strategy):
     def _replayed(self, held: list[Example], task_size: int) -> dict[str, Any]:
         stored = Counter(example.task for example in held)
         return {
-            "kept": {task: stored[task] / num for task, num in self.offered_.items()},
+            "kept": {task: stored[task] / max(1, num) for task, num in self.offered_.items()},
             "batch": self.tokens_old_ / max(1, self.tokens_fed_),
-            "buffer": len(held) / task_size,
+            "buffer": len(held) / max(1, task_size),
             "used": min(self.num_drawn_, len(held)),
         }
 
