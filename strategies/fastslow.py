@@ -26,6 +26,8 @@ class FastSlowLinear(AdaptedLinear):
     stream. All are float32 on any base dtype (float64 on a float64 base).
     """
 
+    carry: bool = True
+
     up: nn.Parameter  # (out, rank), fast
     down: nn.Parameter  # (rank, in), fast
 
@@ -83,12 +85,16 @@ class FastSlowLinear(AdaptedLinear):
         """Return the fast factors as they were at the start of the task."""
         return {name: self.get_buffer(f"{name}_start") for name in self.trainables()}
 
-    @torch.no_grad()
     def start_task(self) -> None:
-        """Take the present factors of both copies as the start of a task."""
+        """Take the present factors of both copies as the start of a task.
+
+        The slow copy goes on as new tensors: those of before are what the task started from.
+        """
         for name, fast in self.trainables().items():
-            self.get_buffer(f"{name}_start").copy_(fast)
-            self.get_buffer(f"slow_{name}_start").copy_(self.get_buffer(f"slow_{name}"))
+            slow = self.get_buffer(f"slow_{name}")
+            setattr(self, f"{name}_start", fast.detach().clone())
+            setattr(self, f"slow_{name}_start", slow)
+            setattr(self, f"slow_{name}", slow.clone())
 
     def _factors(self, start: bool = False) -> tuple[Tensor, Tensor]:
         copy = "" if self.training and not self._slow else "slow_"

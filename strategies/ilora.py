@@ -20,10 +20,13 @@ from .replay import Replay
 
 NAME = "i-lora"
 IN_EVAL_MODE = "estimates in eval mode, where i-lora computes with a slow copy that does not train"
+FRESH = "needs factors that are fresh in every task, and i-lora carries its own through the stream"
 REFUSED = {
+    "a-gem": IN_EVAL_MODE,
     "ewc": IN_EVAL_MODE,
     "mas": IN_EVAL_MODE,
-    "wise-ft": "scales the change of one task, but i-lora carries its factors through the stream",
+    "gpm": FRESH,
+    "wise-ft": FRESH,
 }
 
 
@@ -115,12 +118,13 @@ class ILora(Replay):
         decoder layers see its hidden states and they are set here; so does a packed batch, whose
         rows mix examples.
         """
-        if not (self.consistency and self.num_drawn_):
+        if not self.consistency:
             return 0.0
         self._hidden = self._hidden or HiddenStates(model)
         captured = self._hidden.take()
         rows = [n for n, example in enumerate(batch.examples) if example.task != self.task_]
-        if not rows:
+        num_memory = sum(self._in_flight)  # tokens of the whole step
+        if not (rows and num_memory):
             return 0.0
         memory = collate([batch.examples[n] for n in rows], 0, batch.input_ids.device)
         fast = [] if batch.extra else [states[rows] for states in captured]
@@ -129,8 +133,9 @@ class ILora(Replay):
             self.tokens_backward_ += num_tokens(memory.examples)
         with torch.no_grad(), reading_slow(model):
             slow = self._states(model, memory)
-        share_of_step = len(self._in_flight) / sum(self._in_flight)  # per token
-        return self.consistency * share_of_step * self._distance(fast, slow, memory.attention_mask)
+        distance = self._distance(fast, slow, memory.attention_mask)
+        # The driver divides by the number of micro-batches.
+        return self.consistency * distance * len(self._in_flight) / num_memory
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Let the slow copy follow the fast one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -233,6 +233,18 @@ def test_the_factors_are_float32_on_bfloat16_and_untouched_tasks_change_no_bit()
         assert torch.equal(layer.folded().view(torch.int16), layer.weight.view(torch.int16))
 
 
+def test_what_a_task_was_given_stays_as_it_was() -> None:
+    """The slow copy of before is kept as the start of the task; a new one follows."""
+    strategy, model = ILora(rank=4, ema_decay=0.5), toy_model()
+    learn(strategy, model, 0)
+    given = dict(model.named_buffers())
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    train_on(strategy, model, begin(strategy, model, 1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
+    for layer in fast_slow_layers(model).values():
+        assert not torch.equal(layer.slow_up, layer.slow_up_start)
+
+
 def test_alpha_scales_both_copies() -> None:
     strategy, model = ILora(rank=4, alpha=8.0), toy_model()
     learn(strategy, model, 0)
@@ -385,8 +397,10 @@ def test_hooks_live_within_the_training_of_a_task_and_others_stay() -> None:
     learn(strategy, model, 0)
     task = begin(strategy, model, 1)
     train_on(strategy, model, task)
-    assert num_hooks(model) == 1 + 2
+    assert num_hooks(model) == 1 + 2  # one on each decoder layer
+    given = {name: tensor.clone() for name, tensor in model.named_buffers()}
     strategy.end_task(model, task)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in model.named_buffers())
     assert num_hooks(model) == 1
     calls.clear()
     logits(model, HELD_OUT)
@@ -506,31 +520,32 @@ def test_the_structure_rebuilds_from_its_settings() -> None:
 
 
 @dataclasses.dataclass
-class Ewc(Strategy):
-    kind: ClassVar = "guard"
-
-
-@dataclasses.dataclass
 class Quiet(Strategy):
     kind: ClassVar = "guard"
 
 
-class WiseFt(Quiet):
-    pass
+def named(name: str) -> Strategy:
+    """Return a guard that goes by a name."""
+    kind = type("Named", (Quiet,), {"name": classmethod(lambda cls: name)})
+    return cast(Strategy, kind())
 
 
 @pytest.mark.parametrize(
     ("guard", "reason"),
     [
         (Replay(), "i-lora has a memory of its own"),
-        (Ewc(), "ewc estimates in eval mode"),
-        (WiseFt(), "wise-ft scales the change of one task"),
+        (named("ewc"), "ewc estimates in eval mode"),
+        (named("mas"), "mas estimates in eval mode"),
+        (named("a-gem"), "a-gem estimates in eval mode"),
+        (named("gpm"), "gpm needs factors that are fresh"),
+        (named("wise-ft"), "wise-ft needs factors that are fresh"),
     ],
+    ids=lambda value: value.name() if isinstance(value, Strategy) else "",
 )
 def test_guards_that_cannot_work_are_refused_with_the_reason(guard, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         compose([ILora(), guard], lambda name: Lora())
-    assert isinstance(compose([ILora(), Quiet()], lambda name: Lora()), Composed)
+    assert isinstance(compose([ILora(), named("l2")], lambda name: Lora()), Composed)
 
 
 def test_a_narrow_layer_gets_a_lower_rank() -> None:
