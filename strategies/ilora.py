@@ -146,8 +146,6 @@ class ILora(Replay):
             layer.follow(weight)
         self.num_steps_ += 1
         self._stepped = True
-        if self._hidden:
-            self._hidden.take()  # a checkpointed pass leaves what it computed again
 
     def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Remove the hooks and offer the task's examples to the memory; both copies stay."""

@@ -424,7 +424,6 @@ def test_checkpointing_activations_changes_nothing(layout: str) -> None:
         task = begin(strategy, model, 1)
         train_on(strategy, model, task, gradient_checkpointing=checkpointing)
         assert min(strategy.values) > 0
-        assert not strategy._hidden.take()
         moved.append(factors(model))
     for one, other in zip(*moved, strict=True):
         for name in COPIES:
