@@ -31,7 +31,6 @@ from clbench.linalg import orthonormal, seeded_generator
 from clbench.strategy import Strategy, TaskContext
 
 VOCABULARY = 1024
-GAP = 0.1  # eigenvalues of the chosen directions over the smallest of the others
 
 
 class Seconds(NamedTuple):
@@ -69,11 +68,13 @@ def decoder_block(width: int, device: torch.device) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).to(device).eval()
 
 
-def covariance_with_gap(width: int, rank: int, seed: int, device: torch.device) -> Tensor:
-    """Return a covariance (in, in) float32: three decades, and a gap above the last directions."""
+def covariance_with_gap(
+    width: int, rank: int, gap: float, seed: int, device: torch.device
+) -> Tensor:
+    """Return a covariance (in, in) float32 over three decades, its last eigenvalues times gap."""
     basis = orthonormal(width, width, seeded_generator(seed)).to(device)
     values = torch.logspace(0, -3, width, dtype=torch.float64, device=device)
-    values[-rank:] *= GAP
+    values[-rank:] *= gap
     return ((basis * values) @ basis.T).float()
 
 
@@ -189,6 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument(
+        "--gap",
+        type=float,
+        default=0.1,
+        help="factor below the last directions; 1 is no gap, and then the angle means nothing",
+    )
     parser.add_argument("--tokens", type=int, help="default: 4 times the MLP's width")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -210,7 +217,7 @@ def main() -> None:
     covariances: dict[str, Tensor] = {}
     for seed, group in enumerate(groups):
         num_in = read_weight(model.get_submodule(group[0])).shape[1]
-        shared = covariance_with_gap(num_in, options.rank, seed, device)
+        shared = covariance_with_gap(num_in, options.rank, options.gap, seed, device)
         covariances |= dict.fromkeys(group, shared)
     for what, names in (("attach, shared input", groups[0]), ("attach, block", targets)):
         chosen = {name: covariances[name] for name in names}

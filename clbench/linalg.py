@@ -14,6 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+PARTIAL_FROM = 512  # width from which a few eigenvectors are looked for alone
+PARTIAL_ANGLE = 1e-5  # largest angle, in radians, to the subspace that `eigh` gives
+MOST_STEPS = 12
+
 
 class Factors(NamedTuple):
     """The two starting factors of one weight; `scale * up @ down` is their product."""
@@ -46,8 +50,16 @@ def top_eigenvectors(moment: Tensor, count: int) -> Tensor:
 
 
 def bottom_eigenvectors(moment: Tensor, count: int) -> Tensor:
-    """Return the eigenvectors of the `count` smallest eigenvalues, (n, count) float64."""
-    return eigenvectors(moment, range(len(moment) - count, len(moment)))
+    """Return the eigenvectors of the `count` smallest eigenvalues, (n, count) float64.
+
+    The smallest is last. A few of many that a gap sets apart are found without the others.
+    """
+    exact = _float64(moment)
+    if len(exact) >= PARTIAL_FROM and 8 * count <= len(exact):
+        found = _inverse_iteration(exact, count)
+        if found is not None:
+            return found
+    return eigenvectors(exact, range(len(exact) - count, len(exact)))
 
 
 def spectrum(moment: Tensor) -> Tensor:
@@ -126,6 +138,33 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _inverse_iteration(moment: Tensor, count: int) -> Tensor | None:
+    """Return bottom eigenvectors by subspace iteration with the inverse, or None.
+
+    None if the matrix is not positive definite, or if the Ritz values show that no gap will let
+    the iteration converge; that is known after two steps, at about a fifth of the cost of
+    `eigh`. The residual over the gap bounds the angle to the true subspace (Davis and Kahan).
+    """
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if failed:
+        return None
+    size = count + count // 4 + 8
+    block = orthonormal(len(moment), size, seeded_generator("inverse iteration")).to(moment)
+    for step in range(MOST_STEPS):
+        block = torch.linalg.qr(torch.cholesky_solve(block, root)).Q
+        image = moment @ block
+        values, turn = torch.linalg.eigh(block.T @ image)  # ascending
+        block = block @ turn
+        chosen: Tensor = block[:, :count]
+        gap = values[count] - values[count - 1]
+        residual = image @ turn[:, :count] - chosen * values[:count]
+        if residual.norm() < PARTIAL_ANGLE * gap:
+            return chosen.flip(1)
+        if step == 1 and (values[count - 1] / values[-1]) ** (MOST_STEPS - 2) > PARTIAL_ANGLE:
+            return None
+    return None
 
 
 def _within_inputs(weight: Tensor, chosen: Tensor) -> Triples:

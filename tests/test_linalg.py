@@ -55,6 +55,45 @@ def test_eigenvectors_count_from_the_largest() -> None:
     assert all(vectors.dtype == torch.float64 for vectors in picked.values())
 
 
+def test_a_few_directions_below_a_gap_are_found_without_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    basis = orthonormal(512, 512, seeded_generator("basis"))
+    values = torch.logspace(0, -3, 512, dtype=torch.float64)
+    values[-32:] *= 0.1
+    gapped = (basis * values) @ basis.T
+    monkeypatch.setattr(linalg, "eigenvectors", None)
+    found = bottom_eigenvectors(gapped, 32)
+    expected = basis[:, -32:]
+    sine = torch.linalg.matrix_norm(found - expected @ (expected.T @ found), 2)
+    assert float(sine) < 1e-5
+    energies = (found * (gapped @ found)).sum(0)
+    torch.testing.assert_close(energies, values[-32:], rtol=1e-6, atol=0)  # the smallest is last
+
+
+@pytest.mark.parametrize("kind", ["no gap", "singular"])
+def test_other_matrices_are_decomposed_as_a_whole(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basis = orthonormal(512, 512, seeded_generator("basis"))
+    values = torch.logspace(0, -3, 512, dtype=torch.float64)
+    if kind == "singular":
+        values[-40:] = -1e-9
+    moment = (basis * values) @ basis.T
+    calls = []
+    whole = linalg.eigenvectors
+
+    def counted(matrix: Tensor, chosen: range) -> Tensor:
+        calls.append(chosen)
+        return whole(matrix, chosen)
+
+    monkeypatch.setattr(linalg, "eigenvectors", counted)
+    found = bottom_eigenvectors(moment, 32)
+    assert calls == [range(480, 512)]
+    if kind == "no gap":
+        assert torch.equal(found, whole(moment, range(480, 512)))
+
+
 def test_spectrum_descends_and_is_never_negative() -> None:
     x = random_matrix(3, 6)
     values = spectrum((x.T @ x).float())  # rank 3: rounding leaves small negatives
