@@ -85,11 +85,16 @@ def calibrate(
     *,
     budget_bytes: int,
     accumulate: Literal["float32", "float64"] = "float32",
+    window_scaling: Literal["none", "published"] = "none",
     attention_mask: Tensor | None = None,
 ) -> Calibration:
     """Prepare the covariances of the targets' inputs on token windows, (num, length) int64.
 
     Nothing is summed yet, see Calibration. Tokens whose `attention_mask` is 0 are left out.
+    `window_scaling="published"` does as the code released with CorDA and LoRA-Null: it divides
+    each window's inputs by the absolute value of their maximum (not the maximum absolute value)
+    and the sum by the number of windows.
+
     Raises UserError if there are fewer tokens than a target is wide, if the windows are longer
     than the model's positions, or if one covariance alone exceeds the budget.
     """
@@ -119,7 +124,8 @@ def calibrate(
             f"the covariance of {largest.layers[0]} takes"
         )
     passes = _packed(groups, budget_bytes)
-    return Calibration(model, windows, attention_mask, passes, tokens, dtype)
+    scaled = window_scaling == "published"
+    return Calibration(model, windows, attention_mask, passes, tokens, dtype, scaled)
 
 
 class Calibration:
@@ -140,13 +146,14 @@ class Calibration:
         passes: Sequence[tuple[Group, ...]],
         tokens: int,
         dtype: torch.dtype,
+        scaled: bool,
     ) -> None:
         self.tokens = tokens  # that a covariance is the mean over
         self.tokens_forwarded = 0  # all passes together, for the cost
         self.passes = tuple(passes)
         self.covariances: Mapping[str, Tensor] = _Lazy(self._covariance, self.passes)
         self._model: nn.Module | None = model
-        self._windows, self._mask, self._dtype = windows, mask, dtype
+        self._windows, self._mask, self._dtype, self._scaled = windows, mask, dtype, scaled
         self._resident: dict[str, Tensor] = {}
         self._diagnostics: dict[str, dict[str, float]] = {}
 
@@ -183,10 +190,10 @@ class Calibration:
             raise RuntimeError("this calibration is closed: the model may have changed since")
         sums = {group: _Sum(group.width, self._dtype) for group in part}
         watchers = {group.layers[0]: total.add for group, total in sums.items()}
-        _observe(self._model, self._windows, self._mask, watchers)
+        _observe(self._model, self._windows, self._mask, watchers, scaled=self._scaled)
         self.tokens_forwarded += self.tokens
         for group, total in sums.items():
-            covariance = total.mean()
+            covariance = total.divided_by(len(self._windows) if self._scaled else total.tokens)
             if not covariance.isfinite().all() or not covariance.any():
                 raise RunFailed(
                     f"calibration: the inputs of {group.layers[0]} are not finite, or all zero"
@@ -276,9 +283,9 @@ class _Sum:
             self.total.addmm_(x.T, x)
         self.tokens += len(x)
 
-    def mean(self) -> Tensor:
+    def divided_by(self, count: int) -> Tensor:
         assert self.total is not None
-        return self.total.div_(self.tokens)
+        return self.total.div_(count)
 
 
 class _Energy:
@@ -332,11 +339,16 @@ def _observe(
     windows: Tensor,
     mask: Tensor | None,
     watchers: Mapping[str, Callable[[Tensor], None]],
+    *,
+    scaled: bool = False,
 ) -> None:
     """Run the model over all windows; hand each watcher its layer's inputs, (tokens, in)."""
     kept: Tensor | None = None
 
     def real_tokens(watcher: Callable[[Tensor], None], x: Tensor) -> None:
+        if scaled:
+            x = x.float().reshape(-1, windows.shape[1], x.shape[-1])
+            x = x / x.amax((1, 2), keepdim=True).abs()
         rows = x.reshape(-1, x.shape[-1])
         watcher(rows if kept is None else rows[kept.to(rows.device)])
 

@@ -86,6 +86,7 @@ class CalibrationConfig(_Part):
     window: int = Field(default=2048, ge=2)  # tokens
     held_out: float = Field(default=0.1, ge=0, lt=1)  # further windows, for diagnostics only
     accumulate: Literal["float32", "float64"] = "float32"
+    window_scaling: Literal["none", "published"] = "none"  # as CorDA's and LoRA-Null's code does
     budget_bytes: int = Field(default=2**31, ge=1)  # covariances held at one time
 
 

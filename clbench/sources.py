@@ -78,6 +78,7 @@ def measure(plan: Plan, model: nn.Module, index: int, targets: Sequence[str]) ->
             targets,
             budget_bytes=plan.config.calibration.budget_bytes,
             accumulate=plan.config.calibration.accumulate,
+            window_scaling=plan.config.calibration.window_scaling,
         )
         if name in reads.get("world", ()) and measured.held_out is None:
             measured.held_out = windows.held_out.to(plan.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from torch import nn
 
-from clbench.adapters import FactorLinear, Form, Side, adapted, attach, fold, freeze
+from clbench.adapters import AdaptedLinear, Form, Side, adapted, attach, fold, freeze
 from clbench.errors import UserError
 from clbench.linalg import Factors
 from clbench.strategy import Strategy, TaskContext, Trained
@@ -40,13 +41,9 @@ class FactorStrategy(Strategy):
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
             raise UserError(f"{self.name()}: rank {self.rank!r} is not a positive integer")
-        if self.alpha is not None and not _is_number(self.alpha, above=0.0):
+        if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise UserError(f"{self.name()}: alpha {self.alpha!r} is not a positive number")
-        if self.between_tasks not in ("fold", "carry"):
-            raise UserError(
-                f"{self.name()}: between_tasks {self.between_tasks!r} is unknown; "
-                "choices: fold, carry"
-            )
+        self._check_choice("between_tasks", "fold", "carry")
 
     def switches(self) -> dict[str, Any]:
         """Return what makes it another method: one set of factors for the whole stream."""
@@ -75,14 +72,15 @@ class FactorStrategy(Strategy):
             return model
         starts = list(self.starts(model, task))  # all of them before the model changes
         freeze(model)
-        task.trained = {start.layer: self._attach(model, start) for start in starts}
+        task.trained = {start.layer: self.attach(model, start) for start in starts}
         return model
 
     def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Fold the factors into the weights, unless they are carried."""
         return fold(model) if self.between_tasks == "fold" else model
 
-    def _attach(self, model: nn.Module, start: Start) -> FactorLinear:
+    def attach(self, model: nn.Module, start: Start) -> AdaptedLinear:
+        """Put starting factors on their layer."""
         return attach(
             model,
             start.layer,
@@ -93,6 +91,19 @@ class FactorStrategy(Strategy):
             carry=self.between_tasks == "carry",
         )
 
+    def _check_choice(self, field: str, *choices: str) -> None:
+        value = getattr(self, field)
+        if value not in choices:
+            raise UserError(
+                f"{self.name()}: {field} {value!r} is unknown; choices: {', '.join(choices)}"
+            )
 
-def _is_number(value: object, *, above: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > above
+    def _check_share(self, field: str) -> None:
+        value = getattr(self, field)
+        if not (is_number(value) and 0 <= value <= 1):
+            raise UserError(f"{self.name()}: {field} {value!r} is not a number from 0 to 1")
+
+
+def is_number(value: object) -> bool:
+    """Say whether a hyperparameter is a finite number, which True is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,30 +14,17 @@ from clbench.errors import UserError
 from clbench.linalg import Factors, seeded_generator
 from clbench.strategy import Step, TaskContext
 
-from .factors import FactorStrategy, Start
+from .factors import FactorStrategy, Start, is_number
 
 
 @dataclass
-class Lora(FactorStrategy):
-    """Low-rank adaptation (Hu et al., arXiv 2106.09685): up starts at 0, down at random.
-
-    `down` is uniform in +-1/sqrt(in). `weight_decay` pulls both factors toward zero after each
-    step, decoupled from the gradient: every factor is multiplied by `1 - lr * weight_decay`.
-    That is harmless only because the product starts at zero.
-    """
+class RandomStart(FactorStrategy):
+    """Factors that start at up = 0 and a random down, uniform in +-1/sqrt(in)."""
 
     form: ClassVar[Form] = "zero"
 
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        decay = self.weight_decay
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not decay >= 0:
-            raise UserError(f"{self.name()}: weight_decay {decay!r} is not a number from 0 up")
-
     def starts(self, model: nn.Module, task: TaskContext) -> Iterator[Start]:
-        """Yield up = 0 and a random down for every target, from the task's own generator."""
+        """Yield them for every target, drawn from the task's own generator."""
         generator = seeded_generator(task.seed, self.name(), task.index)
         for name in task.targets:
             num_out, num_in = weight_shape(model.get_submodule(name))
@@ -45,6 +32,25 @@ class Lora(FactorStrategy):
             down = torch.rand(rank, num_in, generator=generator)  # (rank, in)
             down = (2.0 * down - 1.0) / num_in**0.5
             yield Start(name, Factors(torch.zeros(num_out, rank), down))
+
+
+@dataclass
+class Lora(RandomStart):
+    """Low-rank adaptation (Hu et al., arXiv 2106.09685): up starts at 0, down at random.
+
+    `weight_decay` pulls both factors toward zero after each step, decoupled from the gradient:
+    every factor is multiplied by `1 - lr * weight_decay`. That is harmless only because the
+    product starts at zero.
+    """
+
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(
+                f"{self.name()}: weight_decay {self.weight_decay!r} is not a number from 0 up"
+            )
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: Step) -> None:

@@ -96,6 +96,16 @@ def test_the_same_text_twice_changes_nothing() -> None:
         torch.testing.assert_close(twice.covariances[name], once.covariances[name])
 
 
+def test_published_window_scaling_divides_by_the_maximum_and_by_the_windows() -> None:
+    model = toy_model(decaying=True)
+    found = measured(model, window_scaling="published").covariances
+    for name in (Q, DOWN):
+        x = inputs_of(model, name, WINDOWS).double()
+        x = x / x.amax((1, 2), keepdim=True).abs()
+        rows = x.flatten(0, 1)
+        torch.testing.assert_close(found[name].double(), rows.T @ rows / 16, rtol=1e-5, atol=1e-6)
+
+
 def test_grouped_passes_equal_the_plain_pass_within_the_budget() -> None:
     model = toy_model(decaying=True)
     plain = measured(model)

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from clbench import linalg
 from clbench.linalg import (
+    balanced,
     bottom_eigenvectors,
     eigenvectors,
     exact_float32,
     input_factors,
     orthonormal,
     output_factors,
+    scaled_factors,
     seeded_generator,
-    slice_factors,
+    singular_triples,
     spectrum,
     top_eigenvectors,
 )
@@ -32,6 +34,10 @@ def product(factors: linalg.Factors, scale: float = 1.0) -> Tensor:
     return scale * factors.up.double() @ factors.down.double()
 
 
+def slice_factors(weight: Tensor, start: int, count: int) -> linalg.Factors:
+    return balanced(singular_triples(weight, range(start, start + count)), 1.0)
+
+
 def kept_indices(factors: linalg.Factors) -> list[int]:
     """Return which diagonal entries of a diagonal weight the product holds."""
     return (product(factors).diagonal() > 1e-6).nonzero().flatten().tolist()
@@ -42,11 +48,50 @@ def test_eigenvectors_count_from_the_largest() -> None:
     picked = {
         "top": top_eigenvectors(moment, 2),
         "bottom": bottom_eigenvectors(moment, 2),
-        "middle": eigenvectors(moment, 1, 2),
+        "middle": eigenvectors(moment, range(1, 3)),
     }
     rows = {name: vectors.abs().argmax(0).tolist() for name, vectors in picked.items()}
     assert rows == {"top": [1, 3], "bottom": [4, 2], "middle": [3, 0]}
     assert all(vectors.dtype == torch.float64 for vectors in picked.values())
+
+
+def test_a_few_directions_below_a_gap_are_found_without_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    basis = orthonormal(512, 512, seeded_generator("basis"))
+    values = torch.logspace(0, -3, 512, dtype=torch.float64)
+    values[-32:] *= 0.1
+    gapped = (basis * values) @ basis.T
+    monkeypatch.setattr(linalg, "eigenvectors", None)
+    found = bottom_eigenvectors(gapped, 32)
+    expected = basis[:, -32:]
+    sine = torch.linalg.matrix_norm(found - expected @ (expected.T @ found), 2)
+    assert float(sine) < 1e-5
+    energies = (found * (gapped @ found)).sum(0)
+    torch.testing.assert_close(energies, values[-32:], rtol=1e-6, atol=0)  # the smallest is last
+
+
+@pytest.mark.parametrize("kind", ["no gap", "singular"])
+def test_other_matrices_are_decomposed_as_a_whole(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basis = orthonormal(512, 512, seeded_generator("basis"))
+    values = torch.logspace(0, -3, 512, dtype=torch.float64)
+    if kind == "singular":
+        values[-40:] = -1e-9
+    moment = (basis * values) @ basis.T
+    calls = []
+    whole = linalg.eigenvectors
+
+    def counted(matrix: Tensor, chosen: range) -> Tensor:
+        calls.append(chosen)
+        return whole(matrix, chosen)
+
+    monkeypatch.setattr(linalg, "eigenvectors", counted)
+    found = bottom_eigenvectors(moment, 32)
+    assert calls == [range(480, 512)]
+    if kind == "no gap":
+        assert torch.equal(found, whole(moment, range(480, 512)))
 
 
 def test_spectrum_descends_and_is_never_negative() -> None:
@@ -61,7 +106,7 @@ def test_spectrum_descends_and_is_never_negative() -> None:
 @pytest.mark.parametrize(("start", "indices"), [(0, [0, 1]), (3, [3, 4]), (1, [1, 2])])
 def test_slice_picks_exact_indices_of_a_diagonal(start: int, indices: list[int]) -> None:
     weight = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]))
-    assert kept_indices(slice_factors(weight, start, 2, 1.0)) == indices
+    assert kept_indices(slice_factors(weight, start, 2)) == indices
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 20), (20, 12)])
@@ -71,11 +116,36 @@ def test_slice_equals_the_full_svd(rows: int, columns: int, start: int) -> None:
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     part = slice(start, start + 4)
     expected = left[:, part] * values[part] @ right[part]
-    factors = slice_factors(weight, start, 4, 1.0)
+    factors = slice_factors(weight, start, 4)
     torch.testing.assert_close(product(factors), expected, rtol=0, atol=1e-5)
     norm = values[part].sum().sqrt()
     torch.testing.assert_close(factors.up.double().norm(), norm, rtol=1e-5, atol=0)
     torch.testing.assert_close(factors.down.double().norm(), norm, rtol=1e-5, atol=0)
+
+
+def test_triples_of_any_choice() -> None:
+    for weight in (random_matrix(9, 6), random_matrix(6, 9)):
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        chosen = [4, 0, 3]
+        found = singular_triples(weight, chosen)
+        expected = left[:, chosen] * values[chosen] @ right[chosen]
+        torch.testing.assert_close(found.left * found.values @ found.right, expected)
+        torch.testing.assert_close(found.left.T @ found.left, torch.eye(3, dtype=torch.float64))
+
+
+def test_signs_are_fixed_and_a_row_of_zeros_keeps_its_column() -> None:
+    up, down = random_matrix(5, 3), random_matrix(3, 4, seed=1)
+    down[1] = 0.0
+    one = scaled_factors(up, down, 4.0)
+    other = scaled_factors(-up, -down, 4.0)
+    torch.testing.assert_close(product(one, 4.0), up @ down, rtol=0, atol=1e-6)
+    assert torch.equal(one.down, other.down)
+    assert torch.equal(one.up[:, [0, 2]], other.up[:, [0, 2]])
+    torch.testing.assert_close(one.up[:, 1].double().abs(), up[:, 1].abs() / 2, rtol=1e-6, atol=0)
+    assert torch.equal(linalg.oriented(-down), linalg.oriented(down))
+    assert (
+        linalg.oriented(down).max(1).values[[0, 2]] == down.abs().max(1).values[[0, 2]].float()
+    ).all()
 
 
 def bottom_slice_error(num: int = 64, count: int = 8) -> float:
@@ -83,7 +153,7 @@ def bottom_slice_error(num: int = 64, count: int = 8) -> float:
     values = torch.logspace(1, -3, num, dtype=torch.float64)
     weight = left * values @ right.T
     expected = left[:, -count:] * values[-count:] @ right[:, -count:].T
-    found = product(slice_factors(weight, num - count, count, 1.0))
+    found = product(slice_factors(weight, num - count, count))
     return float((found - expected).norm() / expected.norm())
 
 
