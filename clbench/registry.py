@@ -121,7 +121,7 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
     """Return the strategy of "a+b", each part built from its hyperparameters; raises UserError."""
 
     def build(name: str) -> Strategy:
-        return _build(name, params.get(name, {}))
+        return build_part(strategy_class(name), params.get(name, {}), name)
 
     known = parts(expression)
     for name in params:
@@ -130,8 +130,15 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
     return compose([build(name) for name in expression.split("+")], build)
 
 
-def _build(name: str, params: Mapping[str, Any]) -> Strategy:
-    cls = strategy_class(name)
+def build_part(
+    cls: type[Strategy], params: Mapping[str, Any], name: str | None = None
+) -> Strategy:
+    """Return one part from hyperparameters that come from outside; raises UserError.
+
+    They are checked against the types of the fields, so JSON's lists become tuples again.
+    `name` is what the part was asked for by.
+    """
+    name = name or cls.name()
     hints = typing.get_type_hints(cls)
     checked = {}
     for key, value in params.items():
