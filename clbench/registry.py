@@ -130,9 +130,7 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
     return compose([build(name) for name in expression.split("+")], build)
 
 
-def build_part(
-    cls: type[Strategy], params: Mapping[str, Any], name: str | None = None
-) -> Strategy:
+def build_part(cls: type[Strategy], params: Mapping[str, Any], name: str | None = None) -> Strategy:
     """Return one part from hyperparameters that come from outside; raises UserError.
 
     They are checked against the types of the fields, so JSON's lists become tuples again.

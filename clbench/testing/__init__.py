@@ -10,7 +10,7 @@ from clbench.testing.contract import (
     promise,
 )
 from clbench.testing.course import Course, tiny_examples, tiny_model
-from clbench.testing.subject import CheckFailed, Subject, subject
+from clbench.testing.subject import CheckFailed, Subject, from_settings, subject
 
 __all__ = [
     "CHECKS",
@@ -21,6 +21,7 @@ __all__ = [
     "check_name",
     "check_strategy",
     "examine",
+    "from_settings",
     "parametrize_with_checks",
     "promise",
     "subject",

@@ -30,15 +30,7 @@ CPU = torch.device("cpu")
 # Biases, tied embeddings and grouped-query attention; then weights that are stored transposed.
 LAYOUTS = ("qwen2", "gpt2")
 PHASES = ("begin", "train", "end")
-# Two micro-batches a step: both are drawn before the first one is forwarded.
-SETTINGS = {
-    "lr": 1e-2,
-    "steps": 2,
-    "batch_size": 4,
-    "micro_batch": 2,
-    "warmup": 0.0,
-    "schedule": "constant",
-}
+SETTINGS = {"lr": 1e-2, "steps": 2, "batch_size": 4, "warmup": 0.0, "schedule": "constant"}
 
 
 def tiny_model(layout: str = "qwen2", dtype: torch.dtype = torch.float32) -> PreTrainedModel:

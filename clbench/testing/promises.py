@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 from collections.abc import Mapping
 from typing import Any, cast
@@ -16,7 +17,7 @@ from clbench.adapters import adapted, read_weight, structure
 from clbench.composition import Composed
 from clbench.data import num_labels
 from clbench.errors import UserError
-from clbench.strategy import Covariances
+from clbench.strategy import Covariances, Example, Strategy
 from clbench.testing.course import Course
 from clbench.testing.parts import largest, require
 from clbench.testing.subject import CheckFailed
@@ -47,7 +48,7 @@ def train(course: Course, given: Mapping[str, Tensor] | None) -> TrainLog:
     frozen = {name: tensor for name, tensor in watched.items() if not tensor.requires_grad}
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     starts = {name: p.detach().clone() for name, p in course.trainables().items()}
-    log = course.train()
+    log = course.train(micro_batch=2)  # both are drawn before the first one is forwarded
     moved = [name for name, tensor in frozen.items() if not same(tensor, before[name])]
     require(not moved, f"{', '.join(moved[:3])} moved without requiring a gradient")
     stuck = all(same(p, starts[name]) for name, p in course.trainables().items())
@@ -75,7 +76,7 @@ def pull(course: Course) -> None:
         require(penalty == 0.0, f"the penalty is {penalty!r}, a number without a gradient")
         return
     require(penalty.numel() == 1, f"the penalty has the shape {tuple(penalty.shape)}, no scalar")
-    value = float(penalty)
+    value = float(penalty.detach())
     require(bool(penalty.isfinite().all()), f"the penalty is {value}")
     require(penalty.requires_grad, f"the penalty is {value:.3g} and has no gradient")
     trains = list(course.trainables().values())
@@ -92,10 +93,8 @@ def read_now(course: Course) -> set[str]:
 
     Factors that are carried on were chosen in the first task.
     """
-    strategy = course.strategy
-    parts = strategy.parts if isinstance(strategy, Composed) else (strategy,)
     carried = bool(structure(course.model))
-    asking = [part for part in parts if part.kind == "guard" or not carried]
+    asking = [part for part in _parts(course.strategy) if part.kind == "guard" or not carried]
     asked: set[str] = set().union(*(part.calibration_sources() for part in asking))
     return asked & set(course.calibrations())
 
@@ -125,6 +124,23 @@ def refusal(course: Course, source: str) -> None:
             kind = type(error).__name__
             raise CheckFailed(f"{sentence} into a {kind}; raise UserError") from error
         raise CheckFailed(sentence)
+
+
+def loads_without_pickle(course: Course) -> None:
+    """Raise CheckFailed for state that a checkpoint cannot hold."""
+    for part in _parts(course.strategy):
+        for name, value in part.state().items():
+            try:
+                buffer = io.BytesIO()
+                torch.save(value, buffer)
+                buffer.seek(0)
+                with torch.serialization.safe_globals([Example]):
+                    torch.load(buffer, weights_only=True)
+            except Exception as error:  # what cannot be pickled fails in ways of its own
+                raise CheckFailed(
+                    f"{name} of {part.name()} does not load without pickle; keep tensors, "
+                    "numbers, strings, examples, lists and dicts"
+                ) from error
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -177,6 +193,10 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and bool(one == other)
+
+
+def _parts(strategy: Strategy) -> tuple[Strategy, ...]:
+    return strategy.parts if isinstance(strategy, Composed) else (strategy,)
 
 
 def _begun(course: Course, covariances: Mapping[str, Covariances]) -> Course:
