@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import planted
 import pytest
@@ -21,6 +22,7 @@ from clbench.testing import (
     check_strategy,
     examine,
     parametrize_with_checks,
+    promise,
     subject,
     tiny_model,
 )
@@ -261,3 +263,11 @@ def test_a_course_closes_its_calibration_as_the_driver_does():
     course.begin()
     with pytest.raises(RuntimeError, match="closed"):
         course.strategy.kept[course.targets[-1]], course.strategy.kept[course.targets[0]]
+
+
+def test_the_page_lists_the_checks_with_their_promises():
+    page = (Path(__file__).parent.parent / "docs" / "contract.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("|` "): row[1].strip("| ") for row in rows}
+    promises = {check_name(check): promise(check).rstrip(".") for check in CHECKS}
+    assert told == {name: text[0].lower() + text[1:] for name, text in promises.items()}

@@ -48,9 +48,9 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path: Path, monkeypatch):
 
 
 def test_it_is_clean(package: Path):
-    for verb in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *verb, "--line-length", "100", package]
-        done = subprocess.run(command, capture_output=True, text=True)
+    for verb in (["check", "--select", "E,F,I,UP,B,SIM,RUF,PT"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *verb, "--isolated", "--line-length", "100", "."]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=package)
         assert done.returncode == 0, done.stdout
     assert "$" not in "".join(path.read_text() for path in package.iterdir() if path.is_file())
 
