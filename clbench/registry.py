@@ -121,13 +121,17 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
     """Return the strategy of "a+b", each part built from its hyperparameters; raises UserError."""
 
     def build(name: str) -> Strategy:
-        return build_part(strategy_class(name), params.get(name, {}), name)
+        return _build(name, params.get(name, {}))
 
     known = parts(expression)
     for name in params:
         if name not in known:
             raise unknown(f"part of strategy {expression}", name, known)
     return compose([build(name) for name in expression.split("+")], build)
+
+
+def _build(name: str, params: Mapping[str, Any]) -> Strategy:
+    return build_part(strategy_class(name), params, name)
 
 
 def build_part(cls: type[Strategy], params: Mapping[str, Any], name: str | None = None) -> Strategy:
