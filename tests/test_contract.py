@@ -154,6 +154,20 @@ def test_an_expected_failure_is_reported_as_such():
     assert found["composes"].status == "held"
 
 
+def test_composes_leaves_out_what_is_declared():
+    @dataclass
+    class Nudges(Residual):
+        def expected_failures(self):
+            return {"only_trainables_move": "the embedding is nudged after each step"}
+
+        def after_step(self, model, step):
+            model.get_input_embeddings().weight.data.mul_(1 + 1e-6)
+
+    found = {f.check: f.status for f in check_strategy(Nudges())}
+    assert found["only_trainables_move"] == "expected"
+    assert found["composes"] == "held"
+
+
 def test_an_expected_failure_that_passes_is_an_error():
     @dataclass
     class TooModest(Residual):

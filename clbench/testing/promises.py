@@ -24,6 +24,7 @@ from clbench.testing.subject import CheckFailed
 from clbench.training import TrainLog, answer_loss
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+ACCUMULATED = {"micro_batch": 2}  # both of a step are drawn before the first one is forwarded
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -37,18 +38,17 @@ def begin(course: Course) -> None:
         _require_close(course.logits(training=True), before, "begin_task, in train mode,")
 
 
-def train(course: Course, given: Mapping[str, Tensor] | None) -> TrainLog:
+def train(course: Course, given: Mapping[str, Tensor]) -> TrainLog:
     """Train the present task; raises CheckFailed where a tensor moves that should not.
 
-    `given` are the tensors of the model that begin_task was given; None asks for no such thing.
+    `given` are the tensors of the model that begin_task was given.
     """
-    watched = dict(given or {})
-    if given is not None:
-        watched |= {f"{name}.weight": layer.weight for name, layer in adapted(course.model).items()}
+    watched = dict(given)
+    watched |= {f"{name}.weight": layer.weight for name, layer in adapted(course.model).items()}
     frozen = {name: tensor for name, tensor in watched.items() if not tensor.requires_grad}
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
     starts = {name: p.detach().clone() for name, p in course.trainables().items()}
-    log = course.train(micro_batch=2)  # both are drawn before the first one is forwarded
+    log = course.train(**ACCUMULATED)
     moved = [name for name, tensor in frozen.items() if not same(tensor, before[name])]
     require(not moved, f"{', '.join(moved[:3])} moved without requiring a gradient")
     stuck = all(same(p, starts[name]) for name, p in course.trainables().items())
