@@ -222,6 +222,68 @@ def doctor(as_json: bool) -> None:
         click.echo(doctor.as_text(rows))
 
 
+@main.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "every", is_flag=True, help="Check every strategy that is listed.")
+@click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")
+@as_json
+@common
+def check(names: tuple[str, ...], every: bool, settings: tuple[str, ...], as_json: bool) -> None:
+    """Check that strategies keep the contract: NAME is as in --strategy of run.
+
+    Hyperparameters that are not set are those of preset tiny.
+    """
+    from clbench import config, progress, registry
+
+    if every == bool(names):
+        raise UserError("give the names of strategies to check, or --all")
+    given = [config.parse_setting(text) for text in settings]
+    if every:
+        names = tuple(entry.name for entry in registry.listing(registry.STRATEGIES))
+
+    from clbench.testing import from_settings, verdict  # loads torch
+
+    subjects, refused = [], []
+    for name in names:
+        try:
+            subjects.append(from_settings(name, given))
+        except UserError as error:
+            if not every:
+                raise
+            refused.append(str(error))  # one that cannot be built leaves the others to be checked
+    display = progress.choose(-1 if as_json else 0)
+    verdicts = []
+    for subject in subjects:
+        display.phase(f"check {subject.name}")
+        verdicts.append(verdict.verdict(subject))
+    display.done()
+    if as_json:
+        click.echo(json.dumps([found.to_json() for found in verdicts], indent=1))
+    else:
+        click.echo(verdict.as_text(verdicts))
+    failed = [found.strategy for found in verdicts if found.failed]
+    if failed:
+        verb = "does" if len(failed) == 1 else "do"
+        raise RunFailed(f"{', '.join(failed)} {verb} not keep the contract")
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="By default NAME.")
+@common
+def new(name: str, folder: Path | None) -> None:
+    """Write the package of a new strategy NAME, ready to be installed, checked and changed."""
+    from clbench import scaffold
+
+    written = scaffold.write_plugin(name, folder)
+    place = written[0].parent
+    for path in written:
+        click.echo(path)
+    click.echo(f"next:\n  pip install -e {place}\n  clbench check {name}\n  pytest {place}")
+
+
 def _print(record: Record, place: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False))

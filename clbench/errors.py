@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that failed after it started; its record is kept. Exit code 3."""
+    """A run or a check that failed after it started; a run's record is kept. Exit code 3."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:

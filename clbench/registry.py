@@ -132,7 +132,16 @@ def build_strategy(expression: str, params: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _build(name: str, params: Mapping[str, Any]) -> Strategy:
-    cls = strategy_class(name)
+    return build_part(strategy_class(name), params, name)
+
+
+def build_part(cls: type[Strategy], params: Mapping[str, Any], name: str | None = None) -> Strategy:
+    """Return one part from hyperparameters that come from outside; raises UserError.
+
+    They are checked against the types of the fields, so JSON's lists become tuples again.
+    `name` is what the part was asked for by.
+    """
+    name = name or cls.name()
     hints = typing.get_type_hints(cls)
     checked = {}
     for key, value in params.items():

@@ -67,7 +67,7 @@ def test_the_version_is_the_package():
 
 def test_help_names_every_verb():
     text = invoke("--help").stdout
-    assert {"run", "list", "show", "compare", "export", "doctor"} <= {
+    assert {"run", "list", "show", "compare", "export", "doctor", "check", "new"} <= {
         line.split()[0] for line in text.splitlines() if line.startswith("  ")
     }
 
