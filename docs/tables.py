@@ -38,9 +38,8 @@ def table(file: Path) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def updated(file: Path) -> str:
-    """Return the content of `file` with a fresh table between the two marks."""
-    text = file.read_text(encoding="utf-8")
+def updated(file: Path, text: str) -> str:
+    """Return `text`, which stands in `file`, with a fresh table between the two marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, f"{file} lacks {BEGIN}"
@@ -75,4 +74,4 @@ def _link(name: str, file: Path) -> str:
 
 if __name__ == "__main__":
     for path in FILES:
-        path.write_text(updated(path), encoding="utf-8")
+        path.write_text(updated(path, path.read_text(encoding="utf-8")), encoding="utf-8")
