@@ -56,7 +56,7 @@ class Gpm(Strategy):
             return None
         return (
             "gpm keeps past inputs out of fresh factors, and factors that are carried on have met "
-            f"them already; choose {adapter.name()}.between_tasks=fold"
+            f"them already; let {adapter.name()} fold its change at the end of each task"
         )
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:

@@ -48,7 +48,7 @@ class WiseFt(Strategy):
             return None
         return (
             "wise-ft scales the change of one task, and factors that are carried on hold those of "
-            f"all tasks; choose {adapter.name()}.between_tasks=fold"
+            f"all tasks; let {adapter.name()} fold its change at the end of each task"
         )
 
     def begin_task(self, model: nn.Module, task: TaskContext) -> nn.Module:

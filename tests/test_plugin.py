@@ -42,33 +42,42 @@ def invoke(*arguments: str) -> str:
 
 
 def test_it_is_fifteen_lines():
-    code = (PLUGIN / "clbench_shrink.py").read_text().splitlines()
+    code = (PLUGIN / "clbench_sparse.py").read_text().splitlines()
     assert len([line for line in code if line.strip()]) <= 15
 
 
 @pytest.mark.usefixtures("installed")
 def test_it_is_listed_with_its_package():
     strategies = json.loads(invoke("list", "--json"))["strategies"]
-    assert {"name": "shrink", "package": "clbench-shrink", "version": "0.1.0"} in strategies
+    assert {"name": "sparse", "package": "clbench-sparse", "version": "0.1.0"} in strategies
 
 
 @pytest.mark.usefixtures("installed")
-def test_it_runs_the_stream_and_halves_what_each_task_changed(tmp_path: Path):
+def test_it_keeps_the_contract():
+    assert "fail" not in invoke("check", "sparse")
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_runs_the_stream_and_holds_the_weights_back(tmp_path: Path):
     model = save_toy_model(tmp_path / "model")
-    sizes = ["train.steps=2", "train.batch_size=4", "eval.samples=2", "eval.rank_items=2"]
+    sizes = ["train.steps=4", "train.batch_size=4", "eval.samples=2", "eval.rank_items=2"]
     run = ["run", "--stream", "math-code-if", "--model", str(model), "--data", "tiny", "-q"]
-    for setting in sizes:
+    for setting in [*sizes, "train.lr=0.01"]:
         run += ["--set", setting]
-    half = tmp_path / "half"
-    shrunk = [*run, "--strategy", "shrink"]
-    assert "after if" in invoke(*shrunk, "--out", str(half))
-    record = Record.load(half)
+    strong = tmp_path / "strong"
+    assert "after if" in invoke(
+        *run, "--strategy", "sparse", "--out", str(strong), "--set", "strength=1000"
+    )
+    record = Record.load(strong)
     assert record.status == "complete"
-    assert record.config.strategy == "lora+shrink"
-    assert record.config.params["shrink"] == {"keep": 0.5}
-    whole = tmp_path / "whole"
-    invoke(*shrunk, "--out", str(whole), "--set", "keep=1.0", "--set", "run.tasks=['math']")
-    assert moved(half) == pytest.approx(0.5 * moved(whole), rel=1e-3)
+    assert record.config.strategy == "lora+sparse"
+    assert record.config.params["sparse"] == {"strength": 1000.0}
+    first = ["--set", "run.tasks=['math']"]
+    weak, plain = tmp_path / "weak", tmp_path / "plain"
+    invoke(*run, *first, "--strategy", "sparse", "--out", str(weak), "--set", "strength=0")
+    invoke(*run, *first, "--strategy", "lora", "--out", str(plain))
+    assert moved(weak) == moved(plain)
+    assert moved(strong) < moved(plain)
 
 
 def moved(run: Path) -> float:

@@ -261,7 +261,7 @@ def test_layers_that_share_an_input_share_a_basis_and_the_facts_say_how_much_is_
 
 
 def test_what_it_cannot_protect_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match=r"have met them already; choose lora\.between_tasks=fold"):
+    with pytest.raises(UserError, match=r"have met them already; let lora fold"):
         build("lora+gpm", lora={"between_tasks": "carry"}, gpm={"threshold": 0.5})
 
     class Odd(FactorLinear):
