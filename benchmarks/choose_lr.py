@@ -26,6 +26,7 @@ SETTINGS = {"run.trials": 1, "eval.split": "validation", "eval.schedule": "ends"
 FACTORS = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 RATES = {  # where FACTORS does not bracket the best rate; always five, a factor of two apart
     "full": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
+    "pissa": tuple(rate / 4 for rate in FACTORS),  # large factors: larger steps
     "lora-null-v2": tuple(2 * rate for rate in FACTORS),  # one factor trains: smaller steps
 }
 
