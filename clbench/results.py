@@ -262,7 +262,7 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
+        raise UserError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     return parse_json(text, str(path))
@@ -306,7 +306,7 @@ def read_items(run_dir: str | Path, row: int | str, eval_id: str) -> list[dict[s
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a text may hold U+2028
     except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
+        raise UserError(f"there is no file {path}") from None
     items = [parse_json(line, f"line {n} of {path}") for n, line in enumerate(lines, start=1)]
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or "id" not in item:
