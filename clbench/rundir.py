@@ -34,7 +34,8 @@ class RunDirectory:
     """The directory of one run, locked while it is open.
 
     Opening raises UserError if it holds another configuration, files that are not a run, a
-    record that cannot be read, or a run that another process is writing.
+    record that cannot be read, a run that another process is writing, or one that was
+    interrupted and begun with packages of other versions.
     """
 
     def __init__(self, path: Path, new: Record, *, fresh: bool = False) -> None:
@@ -60,6 +61,7 @@ class RunDirectory:
         if (path / "record.json").exists():
             self.record = Record.load(path)
             self._refuse_other_configuration(new)
+            self._refuse_other_packages(new)
         else:
             self.record = new
 
@@ -145,6 +147,23 @@ class RunDirectory:
                 f"{self.path} holds a run of another configuration ({named}); "
                 "choose another --out, or --fresh to delete it and start anew"
             )
+
+    def _refuse_other_packages(self, new: Record) -> None:
+        """Keep all rows of a run scored by one version of every package that moves a number."""
+        if self.record.status != "partial" or not self.phases:
+            return
+        there, here = _packages(self.record), _packages(new)
+        differ = [name for name in there if there[name] != here.get(name)]
+        if differ:
+            named = ", ".join(f"{k} {there[k]} there, {here.get(k)} here" for k in differ)
+            raise UserError(
+                f"{self.path} holds an interrupted run of other versions ({named}); install "
+                "those, or choose another --out, or --fresh to delete it and start anew"
+            )
+
+
+def _packages(record: Record) -> dict[str, str | None]:
+    return cast(dict[str, "str | None"], record.provenance.get("packages", {}))
 
 
 def _run_config(record: Record) -> dict[str, Any]:

@@ -84,6 +84,17 @@ def test_the_prompt_is_tokenized_as_in_generation() -> None:
         assert not any(example.loss_mask[: len(prompt)])
 
 
+def test_the_padding_side_changes_no_example() -> None:
+    rows = [Row("1", "two plus two", " is four"), Row("2", "two", " is two")]
+    found = []
+    for side in ("left", "right"):
+        tokenizer = word_tokenizer(pad_token="<pad>")
+        tokenizer.padding_side = side
+        found.append(encode(rows, tokenizer, "math", 32))
+    assert found[0] == found[1]
+    assert all("<pad>" not in texts(example.ids) for example in found[0])
+
+
 def test_a_token_across_the_boundary_is_split_where_generation_starts() -> None:
     tokenizer = merging_tokenizer()
     assert tokenizer("cab")["input_ids"] == [4, 2]

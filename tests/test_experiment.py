@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from clbench import experiment, preparation, recording
 from clbench.checkpoint import Checkpoints
 from clbench.comparison import compare
 from clbench.config import EvalConfig, TrainConfig
+from clbench.digests import digest
 from clbench.errors import RunFailed, UserError
 from clbench.models import weights_digest
 from clbench.rescoring import rescore
@@ -65,6 +67,51 @@ def test_covariances_are_measured_again_before_every_task(finished):
     assert len(set(traces)) == 3
     assert all(p["tokens_calibrated"] == 8 * 64 for p in phases)
     assert all(p["held_out_energy"] for p in phases)
+
+
+def test_a_record_says_at_which_rate_after_how_many_trials_how_far_weights_moved(finished, model):
+    """Without these a row that forgot little may be one that learned little."""
+    record = Record.load(finished)
+    run = record.config.model_dump()["run"]
+    assert run["train"]["lr"] == 0.01
+    assert record.config.trials == 1
+    folds = [p for p in record.provenance["phases"] if p["phase"] == "fold"]
+    assert len(folds) == 3
+    assert all(p["dw_rel"]["all"] > 0 and p["dw_rel_task"] > 0 for p in folds)
+    trials = recording.new_record(preparation.prepare(toy_runs.toy_config(model, trials=7)))
+    assert trials.config.trials == 7
+
+
+def test_every_row_is_scored_by_one_harness_on_weights_of_one_dtype(finished):
+    record = Record.load(finished)
+    assert record.config.model_dump()["run"]["dtype"] == "auto"
+    assert record.model.dtype == "float32"  # that of the weights, not what was asked for
+    harness = {digest(block.engine) for block in record.evals.values()}
+    assert len(harness) == 1
+    assert record.evals["tiny_facts"].engine["lm_eval"] == version("lm-eval")
+    assert {cell.engine for row in record.matrix.rows for cell in row.values()} == {"hf"}
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_versions(finished, tmp_path):
+    record = Record.load(finished)
+    older = record.provenance["packages"] | {"lm-eval": "0.0.1"}
+    begun = record.replace(status="partial", provenance=record.provenance | {"packages": older})
+    begun.save(tmp_path)
+    here = version("lm-eval")
+    with pytest.raises(UserError, match=rf"\(lm-eval 0\.0\.1 there, {here} here\)"):
+        RunDirectory(tmp_path, record)
+    begun.replace(status="complete").save(tmp_path)
+    RunDirectory(tmp_path, record).close()  # nothing is left to be scored
+
+
+def test_tasks_come_in_the_order_of_the_configuration(model):
+    for order, names in ((None, ("math", "code", "if")), ((2, 0, 1), ("if", "math", "code"))):
+        plan = preparation.prepare(toy_runs.toy_config(model, order=order))
+        record = recording.new_record(plan)
+        assert tuple(task.name for task in plan.edition.tasks) == names
+        assert record.matrix.tasks == names
+        assert tuple(record.matrix.task_evals) == names
+        assert record.config.order == order
 
 
 def test_batches_are_checked_once_per_model_and_a_difference_flags_the_run(finished):

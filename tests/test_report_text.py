@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from clbench.matrix import Cell, Metric, Partial, ScoreMatrix
+from clbench.matrix import Cell, Metric, Partial, References, ScoreMatrix
+from clbench.metrics import compute
 from clbench.report import text
 from clbench.results import Record
 
@@ -118,6 +119,30 @@ def test_what_needs_references_is_shown_only_where_there_are_some():
     assert "joint_gap.v1" in text.summary({"joint_gap.v1": Metric(0.1)})
 
 
+RETENTION = ("bwt.v1", "world_delta.v1", "world_ratio_clip.v1", "rel_pooled.v1")
+
+
+def test_retention_stands_beside_the_raw_scores_and_what_was_learned():
+    """The clipped share hides gains and the size of the base score, and who learns nothing keeps
+    everything."""
+    whole = ScoreMatrix(
+        ("math", "code"),
+        {"math": ("m_eval",), "code": ("c_eval",)},
+        ("w_eval",),
+        (row(0.1, 0.1, 0.2), row(0.8, 0.1, 0.5), row(0.4, 0.7, 0.3)),
+    )
+    measured = compute(whole, References(single={"math": 0.9, "code": 0.8}))
+    shown = {line.split()[-2]: line.split()[-1] for line in _lines(text.summary(measured))}
+    assert set(RETENTION) <= shown.keys()
+    assert shown["world_ratio_clip.v1"] == "100.0"  # though the score rose by a half
+    assert (shown["world_before.v1"], shown["world_after.v1"]) == ("20.0", "30.0")
+    assert shown["learning_acc.v1"] == "75.0"
+
+
+def _lines(table: str) -> list[str]:
+    return [line for line in table.splitlines() if ".v1" in line]
+
+
 def test_cost_is_for_people():
     lines = {line.rsplit("  ", 1)[0].strip(): line.split() for line in _cost().splitlines()}
     assert lines["train"][-2:] == ["42", "s"]
@@ -126,6 +151,14 @@ def test_cost_is_for_people():
     assert "fold" not in lines
     assert "12,345 of 3,000,000" in _cost()
     assert "24,576" in _cost()
+
+
+def test_what_trains_and_what_is_kept_have_lines_of_their_own():
+    """A memory or a Fisher costs bytes that no trained parameter shows."""
+    assert "kept between tasks" not in _cost()
+    shown = text.cost(record().cost | {"kept_bytes.v1": 40_000}).splitlines()
+    assert [line.split()[-2:] for line in shown if "kept between tasks" in line] == [["40", "kB"]]
+    assert sum("trainable parameters" in line for line in shown) == 1
 
 
 def _cost() -> str:
@@ -156,6 +189,6 @@ def test_the_title_shows_the_label_and_the_command_what_was_asked_for():
     assert "clbench run --stream s --strategy x --seed 1" in shown
 
 
-@pytest.mark.parametrize(("num", "shown"), [(412e6, "412 MB"), (1.26e9, "1.3 GB")])
+@pytest.mark.parametrize(("num", "shown"), [(12e3, "12 kB"), (412e6, "412 MB"), (1.26e9, "1.3 GB")])
 def test_sizes_are_for_people(num: float, shown: str):
     assert text.size(num) == shown

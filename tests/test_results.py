@@ -16,6 +16,7 @@ from clbench.comparison import ONE_SEED, compare
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.errors import UserError
 from clbench.matrix import Cell, References, ScoreMatrix
+from clbench.report import text
 from clbench.rescoring import rescore, summarize_run
 from clbench.results import (
     Record,
@@ -322,6 +323,16 @@ def test_comparing_is_antisymmetric_and_paired(tmp_path):
     assert last.test == "mcnemar"
     assert last.interval[0] < last.difference < last.interval[1]
     assert {line.name: line for line in forth.metrics}["rel_pooled.v1"].reason == "no_reference"
+
+
+def test_a_comparison_shows_retention_beside_raw_scores_and_what_was_learned(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        make_run(tmp_path / name, seed=seed)
+    shown = text.comparison(compare(tmp_path / "a", tmp_path / "b", resamples=200), "a", "b")
+    lines = {line.split()[0]: line.split()[1:3] for line in shown.splitlines() if ".v1" in line}
+    metrics = [Record.load(tmp_path / name).metrics for name in ("a", "b")]
+    for name in ("world_ratio_clip.v1", "world_before.v1", "world_after.v1", "learning_acc.v1"):
+        assert lines[name] == [f"{100 * found[name].value:.1f}" for found in metrics], name
 
 
 def test_graded_or_clustered_items_are_tested_by_sign_flips(tmp_path):

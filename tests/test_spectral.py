@@ -24,6 +24,7 @@ from clbench_strategies.spectral import (
     RandomSlice,
 )
 from family import FACTORS, FAMILY, HELD_OUT, NEW, WINDOWS, measured_context
+from guard_toys import fit, make_examples
 from torch import Tensor, nn
 from toys import LAYOUTS, logits, toy_context, toy_model, train_a_little
 from transformers.pytorch_utils import Conv1D
@@ -112,6 +113,29 @@ def test_ten_tasks_without_a_gradient_leave_every_bit(strategy: FactorStrategy) 
         model = strategy.end_task(model, task)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.view(torch.int16), before[name].view(torch.int16)), name
+
+
+@every_new
+def test_zero_gradients_move_no_weight_under_the_optimizer_of_the_driver(
+    strategy: FactorStrategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decay in AdamW would shrink the pretrained part that these factors hold."""
+    strategy, model = copy.deepcopy(strategy), toy_model(decaying=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    task = measured_context(model, strategy, targets="k_proj|o_proj|up_proj")
+    task.examples = lambda: make_examples(8)
+    model = strategy.begin_task(model, task)
+
+    def silence(model: nn.Module, step: Step) -> None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(strategy, "before_step", silence)
+    assert fit(model, strategy, task, steps=5, lr=1.0).steps == 5
+    model = strategy.end_task(model, task)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 @every_new

@@ -97,7 +97,7 @@ def summary(metrics: Mapping[str, Metric]) -> str:
 
 
 def cost(spent: Mapping[str, Any]) -> str:
-    """Return seconds per phase, peak memory, what trained and how many tokens were read."""
+    """Return seconds per phase, peak memory, what trained, what was kept and the tokens read."""
     rows = []
     for name, value in spent.items():
         if name.startswith("seconds.") and value:
@@ -114,6 +114,8 @@ def cost(spent: Mapping[str, Any]) -> str:
         if spent.get("parameters.v1"):
             share = f" of {spent['parameters.v1']:,}"
         rows.append(["trainable parameters", f"{spent['trainable.v1']:,}{share}"])
+    if spent.get("kept_bytes.v1"):
+        rows.append(["kept between tasks", size(spent["kept_bytes.v1"])])
     for kind, words in (("seen", "training tokens"), ("calibrated", "calibration tokens")):
         if spent.get(f"tokens.{kind}.v1"):
             rows.append([words, f"{spent[f'tokens.{kind}.v1']:,}"])
@@ -150,7 +152,9 @@ def interval(bounds: Sequence[float]) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Return a number of bytes for people: "412 MB", "1.3 GB"."""
+    """Return a number of bytes for people: "12 kB", "412 MB", "1.3 GB"."""
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.0f} kB"
     if num_bytes < 1e9:
         return f"{num_bytes / 1e6:.0f} MB"
     return f"{num_bytes / 1e9:.1f} GB"
