@@ -155,7 +155,7 @@ def test_wise_ft_leaves_an_untrained_bfloat16_model_alone() -> None:
 
 
 def test_wise_ft_refuses_factors_that_are_carried() -> None:
-    with pytest.raises(UserError, match=r"hold those of all tasks; choose lora\.between_tasks"):
+    with pytest.raises(UserError, match=r"hold those of all tasks; let lora fold"):
         build("ewc+wise-ft", ewc={"strength": 1.0}, wise_ft={"alpha": 0.5})
 
 
