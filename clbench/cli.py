@@ -78,6 +78,7 @@ def main() -> None:
 @click.option("--model", help="tiny (default), a local directory or a hub id.")
 @click.option("--revision", help="Revision of a model from the hub.")
 @click.option("--data", help="Edition of the stream; by default tiny for tiny, else full.")
+@click.option("--data-dir", help="Folder of the data sets that are published as one (TRACE).")
 @click.option("--preset", help="Named settings; by default those of the stream's data.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Settings as TOML.")
 @click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")

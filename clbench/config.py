@@ -114,6 +114,7 @@ class RunConfig(_Part):
     model: str = "tiny"  # a listed name, a local directory or a hub id
     revision: str | None = None
     data: str | None = None  # edition of the stream; None is tiny for tiny, else full
+    data_dir: str | None = None  # where data sets lie that are published as folders
     order: tuple[int, ...] | None = None  # positions of the stream's tasks, from 0
     tasks: tuple[str, ...] | None = None  # only these, as a single reference learns them
     joint: bool = False  # all tasks shuffled into one, as a joint reference learns them

@@ -49,7 +49,11 @@ def check_batch_invariance(
             samples = min(NUM_ITEMS, evaluator.config.samples or NUM_ITEMS)
             config = EvalConfig(samples=samples, batch_size=batch_size, rank_items=0)
             small = Evaluator(
-                evaluator.model_info, evaluator.tokenizer, [evaluator.evals[name]], config
+                evaluator.model_info,
+                evaluator.tokenizer,
+                [evaluator.evals[name]],
+                config,
+                hub=evaluator.hub,
             )
             runs.append(small.evaluate(model)[name])
         found[name] = compare(*runs, exact=exact)

@@ -77,7 +77,9 @@ class EvalPlan:
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
-        gold = doc["cases"] if self.spec.execution else accepted(self.task, doc)
+        gold = accepted(self.task, doc)
+        if self.spec.execution:
+            gold = doc["cases"] if self.spec.execution == "cases" else doc["suffix"]
         cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
         return evalresult.new_item(self.ids[at], str(cluster), digest(prompt), plain(gold))
 

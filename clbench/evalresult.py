@@ -109,7 +109,7 @@ def run_code(
 ) -> None:
     """Execute each item's completion on its document's cases; writes outcome, detail, score.
 
-    A program is the document's `prefix`, if it has one, and the completion. Without isolation
+    A program is the document's `prefix`, the completion and its `suffix`. Without isolation
     nothing runs and every outcome is `refused`.
     """
     if isolation is None:
@@ -125,9 +125,12 @@ def run_code(
 
 
 def job(doc: Mapping[str, Any], completion: str) -> sandbox.Job:
-    """Return the program that a completion makes, with the cases that it must satisfy."""
+    """Return the program that a completion makes, with the cases or asserts it must satisfy."""
+    program = doc.get("prefix", "") + completion + doc.get("suffix", "")
+    if "cases" not in doc:
+        return sandbox.Job(program)
     cases = [(tuple(arguments), expected) for arguments, expected in doc["cases"]]
-    return sandbox.Job(doc.get("prefix", "") + completion, doc["entry_point"], cases)
+    return sandbox.Job(program, doc["entry_point"], cases)
 
 
 def code_score(

@@ -18,6 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
 from clbench import decoding, drift, evalcache, evalresult
@@ -35,6 +36,7 @@ from clbench.evalplan import (
     stops_of,
 )
 from clbench.evalresult import EvalResult, Item
+from clbench.hub import Hub
 from clbench.leak import Probe
 from clbench.sandbox import Isolation
 from clbench.task import Eval
@@ -155,27 +157,46 @@ class Oracle(LM):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def build_task(spec: Eval) -> ConfigurableTask:
+def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
     """Return lm-eval's task of an eval: its own by name, or ours from its fields.
 
-    Raises KeyError for a name that lm-eval does not know.
+    The documents are those that `hub` finds, whatever the task would have downloaded. Raises
+    UserError for a name that lm-eval does not know.
     """
     if isinstance(spec.config, str):
-        task = TaskManager().load([spec.config])["tasks"][spec.config]
+        entry = TaskManager().task_index.get(spec.config)
+        if entry is None or entry.yaml_path is None:
+            raise UserError(f"lm-eval {lm_eval.__version__} has no task {spec.config!r}")
+        fields = dict(load_yaml(entry.yaml_path, resolve_func=True))
     else:
         fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
-        docs = fields.pop("docs")
-        fields |= {
-            "task": spec.id,
-            "custom_dataset": lambda **_: {"test": Documents(docs())},
-            "test_split": "test",
-            "metadata": {"version": spec.version},
-        }
+        fields |= {"task": spec.id, "metadata": {"version": spec.version}}
+        fields.setdefault("test_split", "test")
+    docs = fields.pop("docs", None)
+    if docs is not None or spec.data:
+        fields["custom_dataset"] = lambda **_: (
+            {"test": Documents(docs())} if docs is not None else _splits(spec, hub)
+        )
+    for key in ("tag", "group"):  # where lm-eval lists a task, not what it is
+        fields.pop(key, None)
+    with quiet():
         task = ConfigurableTask(config=fields)
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
+
+
+def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
+    """Return the tables that a task reads, by split, each record prepared."""
+    tables = {split: hub.table(data) for split, data in spec.data.items()}
+    if spec.prepare is None:
+        return tables
+    made = {split: [spec.prepare(record) for record in table] for split, table in tables.items()}
+    return {
+        split: Documents(dict(doc) for doc in docs if doc is not None)
+        for split, docs in made.items()
+    }
 
 
 @contextlib.contextmanager
@@ -223,7 +244,9 @@ class Evaluator:
         *,
         isolation: Isolation | None = None,
         cache_dir: Path | None = None,
+        hub: Hub | None = None,
     ) -> None:
+        self.hub = hub or Hub()
         self.model_info = model_info
         self.tokenizer = copy.deepcopy(tokenizer)
         self.evals = {spec.id: spec for spec in evals}
@@ -269,7 +292,7 @@ class Evaluator:
         if name not in self._plans:
             spec = self.evals[name]
             with quiet():
-                self._plans[name] = EvalPlan(spec, build_task(spec), self.config)
+                self._plans[name] = EvalPlan(spec, build_task(spec, self.hub), self.config)
         return self._plans[name]
 
     def ceiling(self, name: str) -> float:

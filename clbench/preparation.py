@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,14 @@ import transformers
 
 from clbench import data, leak, models, registry, sandbox, training
 from clbench.config import RunConfig
+from clbench.dataset import Source
 from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evaluation import Evaluator
+from clbench.hub import Hub
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
-from clbench.task import Task
+from clbench.task import Row, Task
 
 CHARACTERS_PER_TOKEN = 3.5  # of English in common vocabularies; only the estimate rests on it
 
@@ -35,6 +37,7 @@ class Plan:
     strategy: Strategy
     device: torch.device
     isolation: sandbox.Isolation | None  # None: generated code is not run
+    hub: Hub
 
     @cached_property
     def loaded(self) -> models.Loaded:
@@ -52,7 +55,30 @@ class Plan:
             self.config.eval,
             isolation=self.isolation,
             cache_dir=cache_directory() / "evals",
+            hub=self.hub,
         )
+
+    @cached_property
+    def _rows(self) -> dict[str, Sequence[Row]]:
+        return {}
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        """Return the training rows of a task, in the order of its data; made once."""
+        if task.name not in self._rows:
+            if task.parts:
+                made: Sequence[Row] = [row for part in task.parts for row in self.rows(part)]
+            else:
+                made = self.hub.rows(task.train) if isinstance(task.train, Source) else task.train()
+            self._rows[task.name] = made
+        return self._rows[task.name]
+
+    @cached_property
+    def calibration_texts(self) -> list[str]:
+        """Return the world text that calibration reads."""
+        source = self.edition.calibration
+        if isinstance(source, Source):
+            return [row.prompt + row.answer for row in self.hub.rows(source)]
+        return list(source())
 
     @cached_property
     def _examples(self) -> dict[str, list[Example]]:
@@ -69,7 +95,7 @@ class Plan:
             positions = self.loaded.info["max_positions"] or self.config.train.max_length
             limit = min(self.config.train.max_length, positions)
             self._examples[task.name] = data.encode(
-                task.train(), self.loaded.tokenizer, task.name, limit
+                self.rows(task), self.loaded.tokenizer, task.name, limit
             )
         return self._examples[task.name]
 
@@ -104,9 +130,10 @@ class Plan:
     def leaks(self) -> dict[str, Any]:
         """Return how much of each eval occurs in what is trained and calibrated on."""
         sources = {
-            f"train {t.name}": [[r.prompt, r.answer] for r in t.train()] for t in self.edition.tasks
+            f"train {t.name}": [[r.prompt, r.answer] for r in self.rows(t)]
+            for t in self.edition.tasks
         }
-        sources["calibration"] = [[text] for text in self.edition.calibration()]
+        sources["calibration"] = [[text] for text in self.calibration_texts]
         return leak.report(sources, self.evaluator.probes(), self._data_ids())
 
     def _data_ids(self) -> dict[str, str]:
@@ -119,7 +146,7 @@ class Plan:
         config, tasks = self.config.train, self.edition.tasks
         train = 0.0
         for task in (part for t in tasks for part in (t.parts or (t,))):
-            rows = task.train()
+            rows = self.rows(task)
             length = sum(len(r.prompt + r.answer) for r in rows) / len(rows) / CHARACTERS_PER_TOKEN
             if config.tokens is not None:
                 train += config.tokens
@@ -127,7 +154,7 @@ class Plan:
                 train += config.steps * config.batch_size * length
             else:
                 train += (config.epochs or 0.0) * len(rows) * length
-        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval)
+        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
         written = 0.0
         for spec in self.edition.evals:
             asked = evaluator.plan(spec.id)
@@ -162,7 +189,8 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
-    return Plan(config, edition, strategy, device, _isolation(config, edition))
+    hub = Hub(data_dir=None if config.data_dir is None else Path(config.data_dir))
+    return Plan(config, edition, strategy, device, _isolation(config, edition), hub)
 
 
 def choose_device(name: str) -> torch.device:

@@ -117,10 +117,10 @@ class Mean(Mapping[str, Tensor]):
 def _windows(plan: Plan, index: int, source: str) -> Windows:
     config, tasks = plan.config.calibration, plan.edition.tasks
     if source == "world":
-        texts = list(plan.edition.calibration())
+        texts = plan.calibration_texts
     else:
         chosen = [tasks[index]] if source == "task" else tasks[:index]
-        texts = [row.prompt + row.answer for task in chosen for row in task.train()]
+        texts = [row.prompt + row.answer for task in chosen for row in plan.rows(task)]
     return draw_windows(
         texts,
         plan.loaded.tokenizer,

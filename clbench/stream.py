@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from clbench.dataset import Source
 from clbench.errors import UserError, unknown
 from clbench.task import Eval, Task
 
@@ -16,7 +17,7 @@ class Edition:
 
     tasks: tuple[Task, ...]
     world: tuple[Eval, ...]
-    calibration: Callable[[], Sequence[str]]  # world text, of a train source; never of an eval
+    calibration: Callable[[], Sequence[str]] | Source  # world text of a train split, no eval's
     calibration_id: str
     preset: str | None = None  # applied below the user's own configuration
 
@@ -45,7 +46,7 @@ class Edition:
         parts = self.tasks
         joint = Task(
             name="joint",
-            train=lambda: [row for part in parts for row in part.train()],
+            train=tuple,  # its rows are those of its parts
             evals=tuple(e for part in parts for e in part.evals),
             validation_evals=tuple(e for part in parts for e in part.validation_evals),
             about="all tasks of the stream, shuffled together",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from clbench.dataset import DataSet, Source
 
 
 class Row(NamedTuple):
@@ -13,6 +16,7 @@ class Row(NamedTuple):
     id: str
     prompt: str
     answer: str  # begins with its own separator, e.g. " Paris"
+    request: str = ""  # what a chat template wraps in place of the prompt; "" is the prompt
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,16 @@ class Eval:
     """A scored test, run by lm-eval; its number is in 0..1, higher is better.
 
     `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or the
-    fields of a task of ours, with `docs` (a function that returns documents, each with an
-    `id`; `reference` is a right response in full) in place of a data set. `metric` is the
+    fields of a task of ours. Documents come from `data`, which maps a split that the task reads
+    to its data set, through `prepare`, which makes a document of a record and returns None to
+    leave one out; or from the field `docs` of a task of ours, a function that returns them.
+    A document of ours has an `id`; `reference` is a right response in full. `metric` is the
     pinned key under lm-eval's `results[task]`, "metric,filter"; a key that lm-eval does not
     print is an error, never a guess.
-    With `execution="cases"` every document has `entry_point` and `cases` (a list of
-    [arguments, expected]) and the score is pass@1 by running the completion in the sandbox.
+    The score is pass@1 by running the completion in the sandbox with `execution="cases"`, where
+    every document has `entry_point` and `cases` (a list of [arguments, expected]), and with
+    `execution="program"`, where the program is the document's `prefix`, the completion and its
+    `suffix`, which asserts.
     """
 
     id: str
@@ -34,7 +42,9 @@ class Eval:
     metric: str
     other_metrics: tuple[str, ...] = ()
     chance: float = 0.0
-    execution: Literal["cases"] | None = None
+    data: Mapping[str, DataSet | tuple[DataSet, ...]] = field(default_factory=dict)
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    execution: Literal["cases", "program"] | None = None
     open_answer: bool = False  # record the format-drift fields of docs/measurement
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
@@ -48,7 +58,7 @@ class Task:
     """Something to learn: where its rows come from and the evals that are its column."""
 
     name: str
-    train: Callable[[], Sequence[Row]]
+    train: Callable[[], Sequence[Row]] | Source
     evals: tuple[Eval, ...]
     validation_evals: tuple[Eval, ...] = ()  # on rows cut from training data; choose rates
     about: str = ""
