@@ -62,6 +62,11 @@ def positions(_: click.Context, __: click.Parameter, value: str | None) -> tuple
         raise UserError(f"order {value!r} is not positions such as 2,0,1") from None
 
 
+def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Read names such as math,code."""
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -84,6 +89,9 @@ def main() -> None:
 @click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random; 0 by default.")
 @click.option("--order", callback=positions, help="Order of the tasks, e.g. 2,0,1.")
+@click.option("--tasks", callback=names, help="Only these tasks, e.g. math,code.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Training rows of each task.")
+@click.option("--eval-limit", type=click.IntRange(min=1), help="Items scored of each eval.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
     "--reference",

@@ -39,7 +39,7 @@ def new_record(plan: Plan) -> Record:
                 **provenance.commit(),
             },
             "config": {
-                "stream": config.stream,
+                "stream": config.stream_name,
                 "strategy": composition.label(plan.strategy),
                 "params": composition.params_by_part(plan.strategy),
                 "seed": config.seed,
@@ -76,11 +76,13 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
     }
-    calibration = {
-        "id": plan.edition.calibration_id,
-        "text_digest": digest(plan.calibration_texts),
-        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
-    }
+    calibration = None
+    if plan.edition.calibration is not None:
+        calibration = {
+            "id": plan.edition.calibration_id,
+            "text_digest": digest(plan.calibration_texts),
+            **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+        }
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
