@@ -38,14 +38,15 @@ def resolve(
     model = given.get("model", layer.get("model", "tiny"))
     found = registry.stream(stream)
     data = given.get("data", layer.get("data")) or _default_data(found, model)
-    preset = preset or layer.get("preset") or found.edition(data).preset
+    edition = found.edition(data)
+    preset = preset or layer.get("preset") or edition.preset
     own = stream.endswith(".toml")  # what a package registers, its version names
     names = {
         "stream": stream,
         "strategy": strategy,
         "data": data,
         "preset": preset,
-        "definition": dict(found.definitions[data]) if own else None,
+        "definition": found.definitions[data]() if own else None,
     }
     chosen = _settings(settings)
     if limit is not None:

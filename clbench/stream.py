@@ -77,7 +77,8 @@ class Edition:
 class Stream:
     """A named stream with its editions, each built when asked for.
 
-    `definitions` holds, ready for JSON, what a stream file says of each edition.
+    `definitions` give, ready for JSON, what a stream file says of each edition and the digests of
+    the files beside it.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Stream:
     editions: Mapping[str, Callable[[], Edition]]
     notes: str = ""  # which choices are ours
     source: str | None = None  # whose protocol a preset of published settings means
-    definitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    definitions: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
 
     def edition(self, data: str) -> Edition:
         """Return the content for one choice of data; raises UserError for an unknown one."""

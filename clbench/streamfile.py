@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from clbench import registry, scoring
 from clbench.config import read_toml
 from clbench.dataset import Columns, DataSet, Source, Template, fields_of
+from clbench.digests import file_digest
 from clbench.errors import UserError, unknown
 from clbench.stream import Edition, Stream, at_most, limited
 from clbench.streamtables import (
@@ -57,7 +59,7 @@ def read(path: Path) -> Stream:
         editions={name: edition.build for name, edition in editions.items()},
         notes=top.notes,
         source=top.source,
-        definitions={name: edition.definition() for name, edition in editions.items()},
+        definitions={name: edition.definition for name, edition in editions.items()},
     )
 
 
@@ -79,8 +81,10 @@ class _Edition:
         _refuse_twins("world evals", map(label, self.world))
 
     def definition(self) -> dict[str, Any]:
-        """Return, ready for JSON, what decides a run, by the names of tasks and evals."""
+        """Return, ready for JSON, what decides a run, by the names of tasks, evals and files."""
         calibration = self.calibration
+        tables: list[Any] = [*self.tasks, *chain(*self.evals), *self.world, calibration]
+        files = {t.data: self._path(t.data) for t in tables if getattr(t, "data", None)}
         return {
             "order": [label(task) for task in self.tasks],
             "tasks": {
@@ -94,6 +98,7 @@ class _Edition:
             else calibration,
             "train_limit": self.table.train_limit,
             "eval_limit": self.table.eval_limit,
+            "files": {name: file_digest(path) for name, path in files.items()},
         }
 
     def build(self) -> Edition:
@@ -180,12 +185,15 @@ class _Edition:
                 revision=table.revision,
                 license=license,
             )
-        base = self.path.resolve().parent
         assert table.data is not None
-        path = base / Path(table.data).expanduser()
+        path = self._path(table.data)
         if not path.is_file():
             raise UserError(f"there is no data file {str(path)!r}")
-        return DataSet(table.data, license=license, place="file", base=str(base))
+        base = str(self.path.resolve().parent)
+        return DataSet(table.data, license=license, place="file", base=base)
+
+    def _path(self, data: str) -> Path:
+        return self.path.resolve().parent / Path(data).expanduser()
 
 
 def _source(data: DataSet, table: TextTable, request: str = "") -> Source:
