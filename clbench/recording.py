@@ -14,6 +14,7 @@ from torch import nn
 import clbench
 from clbench import composition, evalchecks, models, provenance, rescoring
 from clbench.adapters import fused_parameters
+from clbench.dataset import Source
 from clbench.digests import digest
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
@@ -39,7 +40,7 @@ def new_record(plan: Plan) -> Record:
                 **provenance.commit(),
             },
             "config": {
-                "stream": config.stream,
+                "stream": config.stream_name,
                 "strategy": composition.label(plan.strategy),
                 "params": composition.params_by_part(plan.strategy),
                 "seed": config.seed,
@@ -76,11 +77,15 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
     }
-    calibration = {
-        "id": plan.edition.calibration_id,
-        "text_digest": digest(plan.calibration_texts),
-        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
-    }
+    calibration = None
+    source = plan.edition.calibration
+    if source is not None:
+        calibration = {
+            **(source.identity() if isinstance(source, Source) else {}),
+            "id": plan.edition.calibration_id,
+            "text_digest": digest(plan.calibration_texts),
+            **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+        }
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
@@ -106,6 +111,7 @@ def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
     rows, examples = plan.rows(task), plan.examples(task)
     return {
+        **(task.train.identity() if isinstance(task.train, Source) else {}),
         **task.info,
         "license": task.license,
         "num_rows": len(rows),
