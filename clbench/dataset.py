@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ class DataSet:
     `place` says what `id` is: a repository of the hub; a file (JSON Lines, JSON, CSV or Parquet)
     of the user's; or the name of a published folder, whose files lie under `--data-dir`.
     `files` are patterns inside the repository or folder; without them a repository's own
-    configuration `config` says which files make `split`.
+    configuration `config` says which files make `split`. `draw` is for files that are sorted by
+    class and for protocols that score a sample: at most so many records, drawn by a fixed seed
+    and in the order drawn, so that the first of them are a draw too.
     """
 
     id: str
@@ -31,6 +34,14 @@ class DataSet:
     revision: str | None = None  # None is the newest; the commit that was used is recorded
     license: str = "not stated"
     place: Literal["hub", "file", "folder"] = "hub"
+    draw: int | None = None
+
+    def drawn(self, num_records: int) -> Sequence[int]:
+        """Return the positions that are used of so many records."""
+        if self.draw is None:
+            return range(num_records)
+        chosen = random.Random(f"{self.id}|{self.split}")
+        return chosen.sample(range(num_records), min(self.draw, num_records))
 
     @property
     def name(self) -> str:
@@ -90,6 +101,7 @@ class Source:
             "id": self.data.id,
             "config": self.data.config,
             "split": self.data.split,
+            "draw": self.data.draw,
             "columns": list(self.data.columns),
             "license": self.data.license,
             "template": asdict(self.template),

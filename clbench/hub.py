@@ -64,7 +64,10 @@ class Hub:
         for column in data.columns:
             if column not in table.column_names:
                 raise unknown(f"column of data set {data.name}", column, table.column_names)
-        return table
+        for column, feature in table.features.items():
+            if isinstance(feature, datasets.Image):  # seen to be there or not, never looked at
+                table = table.cast_column(column, datasets.Image(decode=False))
+        return table if data.draw is None else table.select(data.drawn(len(table)))
 
     def rows(self, source: Source) -> tuple[Row, ...]:
         """Return the training rows of a source; raises UserError where there are none."""
