@@ -65,4 +65,5 @@ class Task:
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
+    epochs: float = 1.0  # passes that its protocol makes, for a run whose epochs are "task"
     parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs
