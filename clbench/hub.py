@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,14 @@ import datasets
 
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
+from clbench.hubcache import Repository, fingerprint
+from clbench.lock import Entry
+from clbench.repositories import Repositories
 from clbench.task import Row
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+CARDS = ("README.md", ".huggingface.yaml")  # where a repository says which files make a split
 
 
 class Found(NamedTuple):
@@ -27,7 +33,10 @@ class Found(NamedTuple):
 class Hub:
     """Finds and reads the data sets of one run, each once; what was used is kept for the record."""
 
-    def __init__(self, *, data_dir: Path | None = None) -> None:
+    def __init__(
+        self, repositories: Repositories | None = None, *, data_dir: Path | None = None
+    ) -> None:
+        self.repositories = repositories or Repositories()
         self.data_dir = data_dir
         self._found: dict[DataSet, Found] = {}
 
@@ -38,6 +47,22 @@ class Hub:
             self._found[data] = finders[data.place](data)
         return self._found[data]
 
+    def sources(self, *data: DataSet) -> list[dict[str, Any]]:
+        """Return, for the record, which commit and files each data set was read from."""
+        return [self._source(each) for each in dict.fromkeys(data)]
+
+    def _source(self, data: DataSet) -> dict[str, Any]:
+        found = self.find(data)
+        files = zip(found.names, found.paths, strict=True)
+        return {
+            "id": data.id,
+            "config": data.config,
+            "split": data.split,
+            "revision": found.revision,
+            "license": data.license,
+            "files": {name: fingerprint(path).model_dump() for name, path in files},
+        }
+
     def table(self, data: DataSet | Sequence[DataSet]) -> Any:
         """Return the records as a memory-mapped `datasets.Dataset`; several are concatenated.
 
@@ -46,15 +71,16 @@ class Hub:
         if not isinstance(data, DataSet):
             return datasets.concatenate_datasets([self.table(part) for part in data])
         paths = self.find(data).paths
-        reader = READERS.get(paths[0].suffix)
-        if reader is None:
+        kind = next(part for part in (*reversed(paths[0].suffixes), "") if part not in PACKED)
+        if kind not in READERS:
             raise UserError(
                 f"data set {data.name} holds {paths[0].name}; choices of its kind: "
                 f"{', '.join(READERS)}"
             )
+        options = {"sep": "\t"} if kind == ".tsv" else {}
         try:
             table: Any = datasets.load_dataset(
-                reader, data_files=[str(path) for path in paths], split="train"
+                READERS[kind], data_files=[str(path) for path in paths], split="train", **options
             )
         except Exception as error:  # a damaged file may fail in any way
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
@@ -91,23 +117,47 @@ class Hub:
         return tuple(rows)
 
     def _fetch(self, data: DataSet) -> Found:
-        from huggingface_hub import snapshot_download
+        repo = Repository("dataset", data.id, data.revision or "main")
+        if data.files:
+            names = _matching(data, self.repositories.names(repo, data.files))
+        else:
+            names = self._configured(repo, data)
+        paths = self.repositories.fetch(repo, names)
+        return Found(
+            tuple(names), tuple(paths[name] for name in names), self.repositories.commit(repo)
+        )
 
-        root = Path(
-            snapshot_download(
-                data.id,
-                repo_type="dataset",
-                revision=data.revision,
-                allow_patterns=list(data.files),
+    def _configured(self, repo: Repository, data: DataSet) -> list[str]:
+        """Return the files that the repository's own configuration names for a split."""
+        key = f"{data.config or 'default'}/{data.split}"
+        if self.repositories.locked:
+            locked = self.repositories.entry(repo).splits
+            if key not in locked:
+                raise self.repositories.refusal(f"data set {data.name}")
+            return locked[key]
+        names = self.repositories.names(repo)
+        script = f"{data.id.rpartition('/')[2]}.py"
+        if script in names:
+            raise UserError(
+                f"data set {data.name} needs its own code {script}, which is not run; name the "
+                "files to read, or use a copy of it that holds its rows as files"
+            )
+        cards = self.repositories.fetch(repo, [name for name in CARDS if name in names])
+        found = _data_files(names, cards, data)
+        commit = self.repositories.commit(repo)
+        self.repositories.note(
+            Entry(
+                kind=repo.kind, id=repo.id, asked=repo.asked, revision=commit, splits={key: found}
             )
         )
-        return Found(*self._matching(data, root), revision=root.name)
+        return found
 
     def _file(self, data: DataSet) -> Found:
         path = Path(data.id).expanduser()
         if not path.is_file():
             raise UserError(f"there is no data file {data.id!r}")
-        return Found((data.id,), (path,), None)
+        self.repositories.note_local("file", data.id, {path.name: path})
+        return Found((path.name,), (path,), None)
 
     def _folder(self, data: DataSet) -> Found:
         if self.data_dir is None:
@@ -116,13 +166,43 @@ class Hub:
             )
         if not self.data_dir.is_dir():
             raise UserError(f"there is no folder {str(self.data_dir)!r}")
-        return Found(*self._matching(data, self.data_dir), revision=None)
-
-    def _matching(self, data: DataSet, root: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         everything = sorted(
-            path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
+            path.relative_to(self.data_dir).as_posix()
+            for path in self.data_dir.rglob("*")
+            if path.is_file()
         )
-        names = tuple(n for n in everything if any(fnmatchcase(n, p) for p in data.files))
-        if not names:
-            raise UserError(f"data set {data.name} has no file {' or '.join(data.files)}")
-        return names, tuple(root / name for name in names)
+        paths = {name: self.data_dir / name for name in _matching(data, everything)}
+        self.repositories.note_local("folder", data.id, paths)
+        return Found(tuple(paths), tuple(paths.values()), None)
+
+
+def _matching(data: DataSet, names: Iterable[str]) -> list[str]:
+    """Return the names that the patterns of a data set choose; each has to choose some."""
+    known = list(names)
+    for pattern in data.files:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UserError(f"data set {data.name} has no file {pattern}")
+    return [name for name in known if any(fnmatchcase(name, p) for p in data.files)]
+
+
+def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:
+    """Return which of the names make a split, as the `datasets` library reads the cards.
+
+    It is shown a folder with the cards and empty files of these names, so that it asks nothing
+    of the network, and answers for a commit that is only partly in the cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder).resolve() / "data"
+        for name in names:
+            place = root / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(cards[name].read_bytes() if name in cards else b"")
+        try:
+            builder = datasets.load_dataset_builder(str(root), data.config, cache_dir=folder)
+        except Exception as error:  # what a card says may be wrong in any way
+            reason = str(error).strip().partition("\n")[0].replace(str(root), data.id)
+            raise UserError(f"data set {data.name} does not say its files: {reason}") from error
+        splits = {str(split): files for split, files in builder.config.data_files.items()}
+        if data.split not in splits:
+            raise unknown(f"split of data set {data.id}", data.split, splits)
+        return [Path(file).relative_to(root).as_posix() for file in splits[data.split]]

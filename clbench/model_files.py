@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench import registry
 from clbench.errors import UserError, unknown
+from clbench.hubcache import Repository, Unavailable
+from clbench.repositories import Repositories
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -36,11 +40,18 @@ class ModelEntry(NamedTuple):
     num_bytes: int
 
 
-def locate(name: str, revision: str | None = None, *, weights: bool = True) -> ModelFiles:
+def locate(
+    name: str,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    repositories: Repositories | None = None,
+) -> ModelFiles:
     """Return the files of a model, fetched into the hub's cache if they are not there.
 
     `name` is a registered name, else a local directory, else a hub id. With `weights=False`
-    only the small files are fetched. Pickled weights are never fetched. Raises UserError.
+    only the small files are fetched. Pickled weights are never fetched. `repositories` are those
+    of a run, where a hub id stays at one commit. Raises UserError.
     """
     entries = {entry.name: entry for entry in registry.listing(registry.MODELS)}
     if name in entries:
@@ -50,8 +61,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> M
         return ModelFiles(name, directory, None)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"there is no model directory {name!r}")
-    snapshot = _fetch(name, revision, weights)
-    return ModelFiles(name, snapshot, snapshot.name)
+    return _fetch(Repository("model", name, revision or "main"), weights, repositories)
 
 
 def check_weights(files: ModelFiles) -> list[Path]:
@@ -121,32 +131,30 @@ def _holds_weights(repo: Any) -> bool:
     return bool(names & {WEIGHTS, INDEX})
 
 
-def _fetch(name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RevisionNotFoundError
-
-    wanted = DESCRIPTION_FILES + (WEIGHT_FILES if weights else [])
+def _fetch(repo: Repository, weights: bool, repositories: Repositories | None) -> ModelFiles:
+    repositories = repositories or Repositories()
     try:
-        path = snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"model {name!r} has no revision {revision!r}") from None
-    except (HFValidationError, OSError) as error:
-        raise _not_found(name, error) from error
-    return Path(path)
+        paths = repositories.fetch(repo, wanted_files(repositories.names(repo), weights=weights))
+    except Unavailable as error:
+        raise _not_found(repo.id, error) from error
+    if CONFIG not in paths:
+        raise UserError(f"{repo.name} has no {CONFIG}; it holds no model that can be loaded")
+    return ModelFiles(repo.id, paths[CONFIG].parent, repositories.commit(repo))
 
 
-def _not_found(name: str, error: Exception) -> UserError:
-    reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+def wanted_files(names: Iterable[str], *, weights: bool = True) -> list[str]:
+    """Return which files of a repository make a model: top level, described or safetensors."""
+    patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else [])
+    return [
+        name for name in names if "/" not in name and any(fnmatchcase(name, p) for p in patterns)
+    ]
+
+
+def _not_found(name: str, error: Unavailable) -> UserError:
     names = [entry.name for entry in registry.listing(registry.MODELS)]
     if "/" not in name:  # more likely a misspelt name than a hub id of the old kind
-        return UserError(f"{unknown('model', name, names)}, a directory or a hub id ({reason})")
+        return UserError(f"{unknown('model', name, names)}, a directory or a hub id ({error})")
     return UserError(
         f"model {name!r} is neither installed ({', '.join(names) or 'none is'}) nor a directory, "
-        f"and the hub does not give it: {reason}"
+        f"and the hub does not give it: {error}"
     )
