@@ -114,6 +114,7 @@ class EvalPlan:
             "version": self.spec.version,
             "metric": self.spec.metric,
             "chance": self.spec.chance,
+            "group": self.spec.group,
             "task_digest": self.task_digest,
             "items_digest": self.items_digest,
             "output_type": self.task.config.output_type,

@@ -90,10 +90,13 @@ class Hub:
         for column in data.columns:
             if column not in table.column_names:
                 raise unknown(f"column of data set {data.name}", column, table.column_names)
+        for column, feature in table.features.items():
+            if isinstance(feature, datasets.Image):  # seen to be there or not, never looked at
+                table = table.cast_column(column, datasets.Image(decode=False))
         chosen = data.chosen(len(table))
         if not chosen:
             raise UserError(f"data set {data.name} has one record, too few to hold some out")
-        return table if len(chosen) == len(table) else table.select(chosen)
+        return table if chosen == range(len(table)) else table.select(chosen)
 
     def rows(self, source: Source) -> tuple[Row, ...]:
         """Return the training rows of a source; raises UserError where there are none."""

@@ -106,7 +106,7 @@ class Plan:
         """Return the tokens a task may see; a joint task may see the sum of its parts'."""
         if task.parts:
             return sum(self.budget(part) for part in task.parts)
-        return training.budget(self.examples(task), self.config.train)
+        return training.budget(self.examples(task), self.config.train, task.epochs)
 
     def context(
         self,
@@ -157,7 +157,7 @@ class Plan:
             elif config.steps is not None:
                 train += config.steps * config.batch_size * length
             else:
-                train += (config.epochs or 0.0) * len(rows) * length
+                train += (config.passes(task.epochs) or 0.0) * len(rows) * length
         evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
         written = 0.0
         for spec in self.edition.evals:
