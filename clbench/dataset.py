@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -177,7 +178,7 @@ class Source:
             "template": asdict(self.template),
             "limit": self.limit,
             "version": self.version,
-            "prepare": asdict(prepare) if is_dataclass(prepare) else None,
+            "prepare": json.loads(json.dumps(asdict(prepare))) if is_dataclass(prepare) else None,
         }
 
 

@@ -190,7 +190,7 @@ class _Edition:
         if not path.is_file():
             raise UserError(f"there is no data file {str(path)!r}")
         base = str(self.path.resolve().parent)
-        return DataSet(table.data, license=license, place="file", base=base)
+        return DataSet(table.data, "", license=license, place="file", base=base)
 
     def _path(self, data: str) -> Path:
         return self.path.resolve().parent / Path(data).expanduser()
