@@ -52,6 +52,8 @@ class Hub:
                 f"data set {data.name} holds {paths[0].name}; choices of its kind: "
                 f"{', '.join(READERS)}"
             )
+        if not any(path.stat().st_size for path in paths):
+            raise UserError(f"data set {data.name} is empty")
         try:
             table: Any = datasets.load_dataset(
                 reader, data_files=[str(path) for path in paths], split="train"
