@@ -192,10 +192,15 @@ def list_(kinds: tuple[str, ...], verbose: bool, as_json: bool) -> None:
 @as_json
 @common
 def show(run: Path, as_json: bool) -> None:
-    """Print the result of a finished or unfinished RUN: its directory or record."""
+    """Print the result of a finished or unfinished RUN, and what it was trained and scored on."""
     from clbench.results import Record
 
-    _print(Record.load(run), run if run.is_dir() else run.parent, as_json)
+    record = Record.load(run)
+    _print(record, run if run.is_dir() else run.parent, as_json)
+    if not as_json:
+        from clbench.report import data
+
+        click.echo(f"\n{data.data(record)}")
 
 
 @main.command()

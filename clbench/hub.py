@@ -78,6 +78,8 @@ class Hub:
                 f"{', '.join(READERS)}"
             )
         options = {"sep": "\t"} if kind == ".tsv" else {}
+        if not any(path.stat().st_size for path in paths):
+            raise UserError(f"data set {data.name} is empty")
         try:
             table: Any = datasets.load_dataset(
                 READERS[kind], data_files=[str(path) for path in paths], split="train", **options

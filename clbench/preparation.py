@@ -234,4 +234,5 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it raises, Hub says
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")
