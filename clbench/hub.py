@@ -113,12 +113,15 @@ class Hub:
             raise UserError(f"data set {source.data.name} has no usable row")
         return tuple(rows)
 
-    def _fetch(self, data: DataSet) -> Found:
+    def wanted(self, data: DataSet) -> tuple[Repository, list[str]]:
+        """Return the repository of a data set of the hub, and which of its files make it."""
         repo = Repository("dataset", data.id, data.revision or "main")
         if data.files:
-            names = _matching(data, self.repositories.names(repo, data.files))
-        else:
-            names = self._configured(repo, data)
+            return repo, _matching(data, self.repositories.names(repo, data.files))
+        return repo, self._configured(repo, data)
+
+    def _fetch(self, data: DataSet) -> Found:
+        repo, names = self.wanted(data)
         paths = self.repositories.fetch(repo, names)
         return Found(
             tuple(names), tuple(paths[name] for name in names), self.repositories.commit(repo)
