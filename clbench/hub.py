@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet
 
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
@@ -79,9 +80,14 @@ class Hub:
             )
         options = {"sep": "\t"} if kind == ".tsv" else {}
         try:
+            full = [str(path) for path in paths if _holds_rows(path)]
+            if not full:
+                raise UserError(f"data set {data.name} is empty")
             table: Any = datasets.load_dataset(
-                READERS[kind], data_files=[str(path) for path in paths], split="train", **options
+                READERS[kind], data_files=full, split="train", **options
             )
+        except UserError:
+            raise
         except Exception as error:  # a damaged file may fail in any way
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise UserError(f"data set {data.name} cannot be read: {reason}") from error
@@ -183,6 +189,14 @@ def _matching(data: DataSet, names: Iterable[str]) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise UserError(f"data set {data.name} has no file {pattern}")
     return [name for name in known if any(fnmatchcase(name, p) for p in data.files)]
+
+
+def _holds_rows(path: Path) -> bool:
+    """Tell whether a file has rows; the library cannot read one that has none."""
+    if path.suffix == ".parquet":
+        return int(pyarrow.parquet.read_metadata(path).num_rows) > 0
+    with path.open("rb") as file:
+        return file.read(64).strip() not in (b"", b"[]")
 
 
 def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:
