@@ -77,6 +77,7 @@ def _eval(name: str, data: DataSet, prompt: str, target: str) -> Eval:
         },
         metric="exact_match,none",
         data={"test": data},
+        data_id=data.id,
     )
 
 
