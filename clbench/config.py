@@ -147,10 +147,15 @@ class RunConfig(Checked):
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
     preset: str | None = None
     trials: int = Field(default=1, ge=1)  # settings tried to choose this one; the preset says
+    locked: bool = False  # no network, and nothing that the lock does not hold
+    lock: str = "clbench.lock"
 
     def identity(self) -> dict[str, Any]:
-        """Return, ready for JSON, what the matrix depends on: not threads, not references."""
-        return self.model_dump(mode="json", exclude={"threads", "reference"})
+        """Return, ready for JSON, what the matrix depends on: not threads, references or the lock.
+
+        What a lock pins is in the record by itself, whether there was a lock or not.
+        """
+        return self.model_dump(mode="json", exclude={"threads", "reference", "locked", "lock"})
 
     def digest(self) -> str:
         """Return the digest that names the run directory."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet
 
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
@@ -81,9 +82,14 @@ class Hub:
         if not any(path.stat().st_size for path in paths):
             raise UserError(f"data set {data.name} is empty")
         try:
+            full = [str(path) for path in paths if _holds_rows(path)]
+            if not full:
+                raise UserError(f"data set {data.name} is empty")
             table: Any = datasets.load_dataset(
-                READERS[kind], data_files=[str(path) for path in paths], split="train", **options
+                READERS[kind], data_files=full, split="train", **options
             )
+        except UserError:
+            raise
         except Exception as error:  # a damaged file may fail in any way
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise UserError(f"data set {data.name} cannot be read: {reason}") from error
@@ -121,12 +127,15 @@ class Hub:
             raise UserError(f"data set {source.data.name} has no usable row")
         return tuple(rows)
 
-    def _fetch(self, data: DataSet) -> Found:
+    def wanted(self, data: DataSet) -> tuple[Repository, list[str]]:
+        """Return the repository of a data set of the hub, and which of its files make it."""
         repo = Repository("dataset", data.id, data.revision or "main")
         if data.files:
-            names = _matching(data, self.repositories.names(repo, data.files))
-        else:
-            names = self._configured(repo, data)
+            return repo, _matching(data, self.repositories.names(repo, data.files))
+        return repo, self._configured(repo, data)
+
+    def _fetch(self, data: DataSet) -> Found:
+        repo, names = self.wanted(data)
         paths = self.repositories.fetch(repo, names)
         return Found(
             tuple(names), tuple(paths[name] for name in names), self.repositories.commit(repo)
@@ -188,6 +197,14 @@ def _matching(data: DataSet, names: Iterable[str]) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise UserError(f"data set {data.name} has no file {pattern}")
     return [name for name in known if any(fnmatchcase(name, p) for p in data.files)]
+
+
+def _holds_rows(path: Path) -> bool:
+    """Tell whether a file has rows; the library cannot read one that has none."""
+    if path.suffix == ".parquet":
+        return int(pyarrow.parquet.read_metadata(path).num_rows) > 0
+    with path.open("rb") as file:
+        return file.read(64).strip() not in (b"", b"[]")
 
 
 def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:

@@ -22,6 +22,8 @@ from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
+from clbench.lock import Lock
+from clbench.repositories import Repositories
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
 from clbench.task import Row, Task
@@ -44,7 +46,13 @@ class Plan:
     def loaded(self) -> models.Loaded:
         """Return the base model and its tokenizer, loaded on first use."""
         config = self.config
-        return models.load(config.model, config.dtype, self.device, revision=config.revision)
+        return models.load(
+            config.model,
+            config.dtype,
+            self.device,
+            revision=config.revision,
+            repositories=self.hub.repositories,
+        )
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -200,8 +208,19 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
-    hub = Hub(data_dir=None if config.data_dir is None else Path(config.data_dir))
-    return Plan(config, edition, strategy, device, _isolation(config, edition), hub)
+    return Plan(config, edition, strategy, device, _isolation(config, edition), open_hub(config))
+
+
+def open_hub(config: RunConfig) -> Hub:
+    """Return what finds the data of a run, held to its lock if it is locked; raises UserError."""
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    if not config.locked:
+        return Hub(data_dir=data_dir)
+    remedy = f"clbench fetch --stream {config.stream} --model {config.model} --lock {config.lock}"
+    path = Path(config.lock)
+    if not path.exists():
+        raise UserError(f"there is no lock {config.lock!r}; `{remedy}` writes it")
+    return Hub(Repositories(Lock.load(path), locked=True, remedy=remedy), data_dir=data_dir)
 
 
 def choose_device(name: str) -> torch.device:
