@@ -10,6 +10,7 @@ from clbench import config, registry
 from clbench.errors import UserError
 
 if TYPE_CHECKING:
+    from clbench.fetching import Fetched
     from clbench.progress import Progress
     from clbench.results import Record
     from clbench.stream import Stream
@@ -82,9 +83,9 @@ def run(
     """Train `strategy` on `stream`, scoring after every task, and return the record.
 
     Options mean what they mean on the command line; `options` takes the remaining fields of
-    `RunConfig` (device, dtype, threads, isolation, reference, targets, revision). A run that
-    was interrupted goes on; a finished one is read back. Raises UserError for bad input and
-    RunFailed for a run that failed after it started, with its record kept.
+    `RunConfig` (device, dtype, threads, isolation, reference, targets, revision, locked, lock).
+    A run that was interrupted goes on; a finished one is read back. Raises UserError for bad
+    input and RunFailed for a run that failed after it started, with its record kept.
     """
     from clbench import experiment
 
@@ -105,6 +106,30 @@ def run(
     )
     place = None if out is None else Path(out)
     return experiment.run(resolved, out=place, fresh=fresh, progress=progress)
+
+
+def fetch(
+    stream: str,
+    *,
+    model: str = "tiny",
+    data: str | None = None,
+    lock: str | Path = "clbench.lock",
+    update: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Fetched:
+    """Fetch what every run of a stream and model reads, and lock it: commits and SHA-256.
+
+    `options` takes `revision` (of the model) and `data_dir`. With `update`, what the lock holds
+    already moves to the newest commit too. Raises UserError.
+    """
+    from clbench import fetching
+
+    given = {key: value for key, value in options.items() if value is not None}
+    chosen = data or _default_data(registry.stream(stream), model)
+    asked = {"stream": stream, "strategy": "none", "model": model, "data": chosen}
+    wanted = config.RunConfig.of({**given, **asked, "lock": str(lock)})
+    return fetching.fetch(wanted, update=update, progress=progress)
 
 
 def _default_data(stream: Stream, model: str) -> str:

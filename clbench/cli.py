@@ -101,11 +101,19 @@ def main() -> None:
     type=click.Choice(["base", "single", "joint"]),
     help="Reference runs to compare with; may be repeated.",
 )
+@click.option("--chat-template", is_flag=True, help="Ask as the model's chat template asks.")
 @click.option("--targets", help="Pattern of the layers to adapt; all of the decoder by default.")
 @click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
 @click.option("--dtype", help="auto (default), float32, bfloat16 or float16.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--isolation", help="Where generated code runs: auto (default), ..., or none.")
+@click.option(
+    "--locked",
+    is_flag=True,
+    default=None,
+    help="Use no network and only what the lock holds, every file checked; see fetch.",
+)
+@click.option("--lock", help="The lock; by default clbench.lock.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--fresh", is_flag=True, help="Delete what the run directory holds and start anew.")
 @click.option("-v", "--verbose", count=True, help="Show the steps of each phase.")
@@ -130,6 +138,7 @@ def run(
 
     chosen = (*settings, f"eval.size={size}") if size else settings
     options["reference"] = options["reference"] or None
+    options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
 
@@ -137,6 +146,35 @@ def run(
 
     record = experiment.run(config, out=out, fresh=fresh, progress=display)
     _print(record, out or config.directory(), as_json)
+
+
+@main.command()
+@click.option("--stream", required=True, help="Whose data sets are fetched.")
+@click.option("--model", default="tiny", help="A hub id; tiny and directories are here already.")
+@click.option("--revision", help="Revision of the model.")
+@click.option("--data", help="Edition of the stream; by default tiny for tiny, else full.")
+@click.option("--data-dir", help="Folder of the data sets that are published as one (TRACE).")
+@click.option("--lock", default="clbench.lock", help="Where the lock is; clbench.lock by default.")
+@click.option("--update", is_flag=True, help="Move what is locked already to its newest commit.")
+@click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
+@as_json
+@common
+def fetch(stream: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Download what the runs of a stream and model read, lock it, and check it for leaks.
+
+    Files go where the hub's library keeps them (HF_HOME). The lock names commits, sizes and
+    SHA-256; `clbench run --locked` then needs no network. Gated models need HF_TOKEN or
+    `hf auth login`. A download that broke off goes on with the same command.
+    """
+    from clbench import api, progress
+
+    fetched = api.fetch(stream, progress=progress.choose(-1 if quiet or as_json else 0), **options)
+    if as_json:
+        click.echo(json.dumps(fetched.to_json(), indent=1, ensure_ascii=False))
+        return
+    from clbench import fetching
+
+    click.echo(fetching.as_text(fetched))
 
 
 def only(command: F) -> F:

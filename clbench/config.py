@@ -9,9 +9,10 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from clbench.digests import digest
 from clbench.errors import UserError, unknown
@@ -41,6 +42,12 @@ class Checked(BaseModel):
             raise UserError(_sentence(title, error)) from None
 
 
+def _passes(value: object) -> object:
+    if value is None or value == "task" or (isinstance(value, int | float) and value > 0):
+        return value
+    raise PydanticCustomError("passes", 'Input should be a number greater than 0, or "task"')
+
+
 class TrainConfig(Checked):
     """How one task is learned; exactly one of `steps`, `epochs` and `tokens` ends it."""
 
@@ -50,7 +57,8 @@ class TrainConfig(Checked):
     batch_size: int = Field(default=16, ge=1)  # examples per optimizer step
     micro_batch: int | None = Field(default=None, ge=1)  # per forward pass; None is batch_size
     steps: int | None = Field(default=None, ge=1)  # optimizer steps per task
-    epochs: float | None = Field(default=None, gt=0)  # passes over a task's examples
+    # passes over a task's examples; "task" is what the published protocol makes for each
+    epochs: Annotated[float | Literal["task"] | None, BeforeValidator(_passes)] = None
     tokens: int | None = Field(default=None, ge=1)  # non-pad tokens forwarded per task
     warmup: float = Field(default=0.03, ge=0, le=1)  # share of the budget with a rising rate
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -59,6 +67,10 @@ class TrainConfig(Checked):
     packing: bool = False
     gradient_checkpointing: bool = False
     autocast: Literal["auto", "off", "bf16"] = "auto"
+
+    def passes(self, published: float) -> float | None:
+        """Return the passes over a task whose protocol makes `published`; None without epochs."""
+        return published if self.epochs == "task" else self.epochs
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +140,7 @@ class RunConfig(Checked):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     reference: tuple[Literal["base", "single", "joint"], ...] = ()
+    chat_template: bool = False  # requests are asked as the model's chat template asks them
     targets: str | None = None  # pattern of layer names; None is all linears of the decoder
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -135,10 +148,15 @@ class RunConfig(Checked):
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
     preset: str | None = None
     trials: int = Field(default=1, ge=1)  # settings tried to choose this one; the preset says
+    locked: bool = False  # no network, and nothing that the lock does not hold
+    lock: str = "clbench.lock"
 
     def identity(self) -> dict[str, Any]:
-        """Return, ready for JSON, what the matrix depends on: not threads, not references."""
-        return self.model_dump(mode="json", exclude={"threads", "reference"})
+        """Return, ready for JSON, what the matrix depends on: not threads, references or the lock.
+
+        What a lock pins is in the record by itself, whether there was a lock or not.
+        """
+        return self.model_dump(mode="json", exclude={"threads", "reference", "locked", "lock"})
 
     def digest(self) -> str:
         """Return the digest that names the run directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -22,7 +23,9 @@ class DataSet:
     `place` says what `id` is: a repository of the hub; a file (JSON Lines, JSON, CSV or Parquet)
     of the user's; or the name of a published folder, whose files lie under `--data-dir`.
     `files` are patterns inside the repository or folder; without them a repository's own
-    configuration `config` says which files make `split`. `part` divides a split that is both
+    configuration `config` says which files make `split`. `draw` is for files that are sorted by
+    class and for protocols that score a sample: at most so many records, drawn by a fixed seed
+    and in the order drawn, so that the first of them are a draw too. `part` divides what is both
     trained on and scored: "held_out" is its last tenth, at most `MOST_HELD_OUT` records, and
     "kept" is what comes before.
     """
@@ -35,18 +38,18 @@ class DataSet:
     revision: str | None = None  # None is the newest; the commit that was used is recorded
     license: str = "not stated"
     place: Literal["hub", "file", "folder"] = "hub"
+    draw: int | None = None
     base: str = ""  # the folder that the path of a file is relative to
     part: Literal["all", "kept", "held_out"] = "all"
 
-    def chosen(self, num_records: int) -> range:
-        """Return the positions of the part's records among all of the split."""
-        held_out = min(max(1, num_records // 10), MOST_HELD_OUT)
-        start = num_records - held_out
-        return {
-            "all": range(num_records),
-            "kept": range(start),
-            "held_out": range(start, num_records),
-        }[self.part]
+    def chosen(self, num_records: int) -> Sequence[int]:
+        """Return the positions that are used of so many records, in order of use."""
+        drawn: Sequence[int] = range(num_records)
+        if self.draw is not None:
+            chosen = random.Random(f"{self.id}|{self.split}")
+            drawn = chosen.sample(drawn, min(self.draw, num_records))
+        start = len(drawn) - min(max(1, len(drawn) // 10), MOST_HELD_OUT)
+        return {"all": drawn, "kept": drawn[:start], "held_out": drawn[start:]}[self.part]
 
     @property
     def name(self) -> str:
@@ -61,6 +64,7 @@ class DataSet:
             "id": self.id,
             "config": self.config,
             "split": self.split,
+            "draw": self.draw,
             "part": self.part,
             "columns": list(self.columns),
             "license": self.license,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clbench.dataset import Source
+from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
 from clbench.task import Eval, Row, Task
 
@@ -27,6 +27,15 @@ class Edition:
     def evals(self) -> tuple[Eval, ...]:
         """Return every column: those of the tasks in order, then the world."""
         return tuple(e for task in self.tasks for e in task.evals) + self.world
+
+    @property
+    def data_sets(self) -> list[DataSet]:
+        """Return every data set that the content is read from, each once."""
+        tasks = (part for task in self.tasks for part in (task.parts or (task,)))
+        read = [*(task.train for task in tasks), self.calibration]
+        sources = [each.data for each in read if isinstance(each, Source)]
+        held_out = (spec for task in self.tasks for spec in task.validation_evals)
+        return list(dict.fromkeys([*sources, *data_sets(*self.evals, *held_out)]))
 
     def reordered(self, order: Sequence[int]) -> Edition:
         """Return the same content with its tasks in another order; raises UserError."""
@@ -71,6 +80,13 @@ class Edition:
                 raise UserError(f"task {task.name} has no validation eval to choose settings by")
         tasks = tuple(dataclasses.replace(t, evals=t.validation_evals) for t in self.tasks)
         return dataclasses.replace(self, tasks=tasks, world=())
+
+
+def data_sets(*specs: Eval) -> list[DataSet]:
+    """Return the data sets that evals read, each once."""
+    found = [data for spec in specs for data in spec.data.values()]
+    flat = (part for data in found for part in ([data] if isinstance(data, DataSet) else data))
+    return list(dict.fromkeys(flat))
 
 
 @dataclass(frozen=True)
