@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+from clbench.dataset import Texts
 from clbench.task import Eval, Row, Task
 
 from . import tiny_choice_evals, tiny_evals
-from .tiny import choices, code, instruct, labels, math, writing
+from .tiny import choices, code, facts, instruct, labels, math, writing
 from .tiny.splits import Splits
 
 LICENSE = "Apache-2.0; generated in this repository"
@@ -132,3 +133,8 @@ def translate() -> Task:
     """Return German put word for word into English, asked as WMT16 de-en is."""
     about = "word-for-word German in English"
     return _task("translate", writing.TRANSLATE, tiny_choice_evals.translation_eval, about)
+
+
+def statements() -> Texts:
+    """Return sentences about the world that no eval asks, to calibrate on."""
+    return Texts("tiny_facts/statements", facts.calibration_texts)
