@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "clbench.debug"
+LISTED = ("strategies", "streams", "models", "presets")
+KINDS = (*LISTED, "tasks", "evals", "sources")
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 3, 130
 
 
@@ -62,6 +64,11 @@ def positions(_: click.Context, __: click.Parameter, value: str | None) -> tuple
         raise UserError(f"order {value!r} is not positions such as 2,0,1") from None
 
 
+def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Read names such as math,code."""
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -84,6 +91,9 @@ def main() -> None:
 @click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random; 0 by default.")
 @click.option("--order", callback=positions, help="Order of the tasks, e.g. 2,0,1.")
+@click.option("--tasks", callback=names, help="Only these tasks, e.g. math,code.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Training rows of each task.")
+@click.option("--eval-limit", type=click.IntRange(min=1), help="Items scored of each eval.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
     "--reference",
@@ -165,36 +175,52 @@ def fetch(stream: str, quiet: bool, as_json: bool, **options: Any) -> None:
     click.echo(fetching.as_text(fetched))
 
 
+def only(command: F) -> F:
+    """Add one flag per kind of name."""
+    for kind in reversed(KINDS):
+        words = "Only these." if kind in LISTED else "Only these, which stream files may use."
+        command = click.option(f"--{kind}", "kinds", multiple=True, flag_value=kind, help=words)(
+            command
+        )
+    return command
+
+
 @main.command(name="list")
+@only
+@click.option("-v", "--verbose", is_flag=True, help="Show what each stream holds.")
 @as_json
 @common
-def list_(as_json: bool) -> None:
+def list_(kinds: tuple[str, ...], verbose: bool, as_json: bool) -> None:
     """List strategies, streams, models and presets, and the package each comes from."""
     from clbench import registry
 
-    kinds = {
-        "strategies": registry.STRATEGIES,
-        "streams": registry.STREAMS,
-        "models": registry.MODELS,
-        "presets": registry.PRESETS,
-    }
     found = {
-        kind: [{"name": e.name, "package": e.package, "version": e.version} for e in entries]
-        for kind, entries in ((kind, registry.listing(group)) for kind, group in kinds.items())
+        kind: [
+            {"name": e.name, "package": e.package, "version": e.version}
+            for e in registry.listing(f"clbench.{kind}")
+        ]
+        for kind in kinds or LISTED
     }
-    found["models"] += [
-        {"name": name, "package": "in the cache", "version": ""}
-        for name in registry.cached_models()
-    ]
+    if "models" in found:
+        found["models"] += [
+            {"name": name, "package": "in the cache", "version": ""}
+            for name in registry.cached_models()
+        ]
+    if verbose and "streams" in found:
+        from clbench.report import streams
+
+        found["streams"] = [entry | streams.described(entry["name"]) for entry in found["streams"]]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    width = max(len(entry["name"]) for entries in found.values() for entry in entries)
+    width = max((len(entry["name"]) for entries in found.values() for entry in entries), default=0)
     for kind, entries in found.items():
         click.echo(f"{kind}:")
         for entry in entries:
             origin = f"{entry['package']} {entry['version']}".rstrip()
             click.echo(f"  {entry['name']:{width}}  {origin}")
+            if "about" in entry or "error" in entry:
+                click.echo(f"{streams.as_text(entry)}\n")
 
 
 @main.command()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -24,6 +25,12 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the hex BLAKE2b-256 of the canonical JSON of a value."""
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=32).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the hex BLAKE2b-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def items_digest(items: Iterable[Mapping[str, Any]]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from clbench import drift, evalresult
 from clbench.config import EvalConfig
+from clbench.dataset import DataSet
 from clbench.decoding import Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
@@ -112,6 +114,7 @@ class EvalPlan:
             "version": self.spec.version,
             "metric": self.spec.metric,
             "chance": self.spec.chance,
+            "group": self.spec.group,
             "task_digest": self.task_digest,
             "items_digest": self.items_digest,
             "output_type": self.task.config.output_type,
@@ -121,6 +124,24 @@ class EvalPlan:
             "limit": limit if self.limited else None,
             "rank_items": len(self.rank_ids),
             "chat_template": None,
+            **self._sources(),
+        }
+
+    def _sources(self) -> dict[str, Any]:
+        """Return which records the documents are made of and how, where they are not generated."""
+        if not self.spec.data:
+            return {}
+        tables = {
+            split: [data] if isinstance(data, DataSet) else data
+            for split, data in self.spec.data.items()
+        }
+        prepare = self.spec.prepare
+        return {
+            "data": {split: [each.identity() for each in t] for split, t in tables.items()},
+            "definition": self.spec.config if isinstance(self.spec.config, str) else "own",
+            "prompt": plain(self.task.config.doc_to_text),
+            "target": plain(self.task.config.doc_to_target),
+            "prepare": plain(asdict(prepare) if is_dataclass(prepare) else prepare),
         }
 
     @property

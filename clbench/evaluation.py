@@ -42,6 +42,7 @@ from clbench.sandbox import Isolation
 from clbench.task import Eval
 
 FEWSHOT_SEED = 1234  # lm-eval's default
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
 
 
@@ -177,6 +178,10 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
         fields["custom_dataset"] = lambda **_: (
             {"test": Documents(docs())} if docs is not None else _splits(spec, hub)
         )
+    if spec.data:  # lm-eval reads every split that a definition names, even for zero shots
+        for key in SPLITS:
+            if fields.get(key) not in spec.data:
+                fields.pop(key, None)
     for key in ("tag", "group"):  # where lm-eval lists a task, not what it is
         fields.pop(key, None)
     with quiet():

@@ -96,7 +96,13 @@ class Hub:
         for column in data.columns:
             if column not in table.column_names:
                 raise unknown(f"column of data set {data.name}", column, table.column_names)
-        return table
+        for column, feature in table.features.items():
+            if isinstance(feature, datasets.Image):  # seen to be there or not, never looked at
+                table = table.cast_column(column, datasets.Image(decode=False))
+        chosen = data.chosen(len(table))
+        if not chosen:
+            raise UserError(f"data set {data.name} has one record, too few to hold some out")
+        return table if chosen == range(len(table)) else table.select(chosen)
 
     def rows(self, source: Source) -> tuple[Row, ...]:
         """Return the training rows of a source; raises UserError where there are none."""
@@ -159,9 +165,9 @@ class Hub:
         return found
 
     def _file(self, data: DataSet) -> Found:
-        path = Path(data.id).expanduser()
+        path = Path(data.base) / Path(data.id).expanduser()
         if not path.is_file():
-            raise UserError(f"there is no data file {data.id!r}")
+            raise UserError(f"there is no data file {str(path)!r}")
         self.repositories.note_local("file", data.id, {path.name: path})
         return Found((path.name,), (path,), None)
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 
@@ -84,6 +85,8 @@ class Plan:
     def calibration_texts(self) -> list[str]:
         """Return the world text that calibration reads."""
         source = self.edition.calibration
+        if source is None:
+            return []
         if isinstance(source, Source):
             return [row.prompt + row.answer for row in self.hub.rows(source)]
         return list(source())
@@ -111,7 +114,7 @@ class Plan:
         """Return the tokens a task may see; a joint task may see the sum of its parts'."""
         if task.parts:
             return sum(self.budget(part) for part in task.parts)
-        return training.budget(self.examples(task), self.config.train)
+        return training.budget(self.examples(task), self.config.train, task.epochs)
 
     def context(
         self,
@@ -141,7 +144,8 @@ class Plan:
             f"train {t.name}": [[r.prompt, r.answer] for r in self.rows(t)]
             for t in self.edition.tasks
         }
-        sources["calibration"] = [[text] for text in self.calibration_texts]
+        if self.edition.calibration is not None:
+            sources["calibration"] = [[text] for text in self.calibration_texts]
         return leak.report(sources, self.evaluator.probes(), self._data_ids())
 
     def _data_ids(self) -> dict[str, str]:
@@ -161,7 +165,7 @@ class Plan:
             elif config.steps is not None:
                 train += config.steps * config.batch_size * length
             else:
-                train += (config.epochs or 0.0) * len(rows) * length
+                train += (config.passes(task.epochs) or 0.0) * len(rows) * length
         evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
         written = 0.0
         for spec in self.edition.evals:
@@ -187,11 +191,18 @@ def prepare(config: RunConfig) -> Plan:
         edition = edition.reordered(config.order)
     if config.tasks is not None:
         edition = edition.only(config.tasks)
+    if config.train_limit is not None:
+        edition = edition.limited(config.train_limit)
     if config.eval.split == "validation":
         edition = edition.validating()
     if config.joint:
         edition = edition.joined()
     strategy = registry.build_strategy(config.strategy, config.params)
+    if edition.calibration is None and "world" in strategy.calibration_sources():
+        raise UserError(
+            f"strategy {config.strategy} is calibrated on world text and stream {config.stream} "
+            'has none: give it the key calibration, e.g. calibration = "tiny-facts"'
+        )
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -241,4 +252,5 @@ def quiet_libraries() -> None:
     for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")

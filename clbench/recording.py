@@ -41,7 +41,7 @@ def new_record(plan: Plan) -> Record:
                 **provenance.commit(),
             },
             "config": {
-                "stream": config.stream,
+                "stream": config.stream_name,
                 "strategy": composition.label(plan.strategy),
                 "params": composition.params_by_part(plan.strategy),
                 "seed": config.seed,
@@ -80,12 +80,16 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
     }
-    calibration = {
-        "id": plan.edition.calibration_id,
-        "text_digest": digest(plan.calibration_texts),
-        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
-        "sources": _sources(plan, plan.edition.calibration),
-    }
+    calibration = None
+    source = plan.edition.calibration
+    if source is not None:
+        calibration = {
+            **(source.identity() if isinstance(source, Source) else {}),
+            "id": plan.edition.calibration_id,
+            "text_digest": digest(plan.calibration_texts),
+            **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+            "sources": _sources(plan, source),
+        }
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
@@ -121,6 +125,7 @@ def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
     rows, examples = plan.rows(task), plan.examples(task)
     return {
+        **(task.train.identity() if isinstance(task.train, Source) else {}),
         **task.info,
         "license": task.license,
         "sources": _sources(plan, *(part.train for part in task.parts or (task,))),

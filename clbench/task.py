@@ -50,6 +50,7 @@ class Eval:
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     data_id: str | None = None  # of the data set behind it, whatever the split
+    group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
     about: str = ""
 
 
@@ -64,4 +65,5 @@ class Task:
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
+    epochs: float = 1.0  # passes that its protocol makes, for a run whose epochs are "task"
     parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs
