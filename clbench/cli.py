@@ -101,6 +101,7 @@ def main() -> None:
     type=click.Choice(["base", "single", "joint"]),
     help="Reference runs to compare with; may be repeated.",
 )
+@click.option("--chat-template", is_flag=True, help="Ask as the model's chat template asks.")
 @click.option("--targets", help="Pattern of the layers to adapt; all of the decoder by default.")
 @click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
 @click.option("--dtype", help="auto (default), float32, bfloat16 or float16.")
@@ -137,6 +138,7 @@ def run(
 
     chosen = (*settings, f"eval.size={size}") if size else settings
     options["reference"] = options["reference"] or None
+    options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
 
@@ -228,10 +230,15 @@ def list_(kinds: tuple[str, ...], verbose: bool, as_json: bool) -> None:
 @as_json
 @common
 def show(run: Path, as_json: bool) -> None:
-    """Print the result of a finished or unfinished RUN: its directory or record."""
+    """Print the result of a finished or unfinished RUN, and what it was trained and scored on."""
     from clbench.results import Record
 
-    _print(Record.load(run), run if run.is_dir() else run.parent, as_json)
+    record = Record.load(run)
+    _print(record, run if run.is_dir() else run.parent, as_json)
+    if not as_json:
+        from clbench.report import data
+
+        click.echo(f"\n{data.data(record)}")
 
 
 @main.command()

@@ -140,6 +140,7 @@ class RunConfig(Checked):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     reference: tuple[Literal["base", "single", "joint"], ...] = ()
+    chat_template: bool = False  # requests are asked as the model's chat template asks them
     targets: str | None = None  # pattern of layer names; None is all linears of the decoder
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

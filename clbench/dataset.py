@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +182,7 @@ class Source:
             "template": asdict(self.template),
             "limit": self.limit,
             "version": self.version,
-            "prepare": asdict(prepare) if is_dataclass(prepare) else None,
+            "prepare": json.loads(json.dumps(asdict(prepare))) if is_dataclass(prepare) else None,
         }
 
 

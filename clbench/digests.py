@@ -33,6 +33,33 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
+class ListDigest:
+    """The digest of a list whose values are seen one by one."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.blake2b(b"[", digest_size=32)
+        self._separator = ""
+
+    def add(self, value: Any) -> None:
+        """Take the next value."""
+        self._hasher.update((self._separator + canonical_json(value)).encode())
+        self._separator = ","
+
+    def hexdigest(self) -> str:
+        """Return what `digest` returns of the list of all values so far."""
+        hasher = self._hasher.copy()
+        hasher.update(b"]")
+        return hasher.hexdigest()
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> str:
+        """Return the digest of values that need not be in memory together."""
+        found = cls()
+        for value in values:
+            found.add(value)
+        return found.hexdigest()
+
+
 def items_digest(items: Iterable[Mapping[str, Any]]) -> str:
     """Return the digest of which questions were asked: sorted (id, prompt digest, gold)."""
     return digest(sorted((item["id"], item["prompt_digest"], item["gold"]) for item in items))

@@ -75,6 +75,7 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
     targets = find_targets(model, plan.config.targets)
     start = StartWeights(model, targets)
     checkpoints = Checkpoints(book.path / "weights", model)
+    plan.read(progress)
     book.describe(**recording.description(plan, targets))
     if book.checkpoint is not None:
         model = checkpoints.load(book.checkpoint, model, strategy)

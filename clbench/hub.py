@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from clbench.task import Row
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 CARDS = ("README.md", ".huggingface.yaml")  # where a repository says which files make a split
+BATCH = 1000  # records read at a time
 
 
 class Found(NamedTuple):
@@ -79,6 +80,8 @@ class Hub:
                 f"{', '.join(READERS)}"
             )
         options = {"sep": "\t"} if kind == ".tsv" else {}
+        if not any(path.stat().st_size for path in paths):
+            raise UserError(f"data set {data.name} is empty")
         try:
             full = [str(path) for path in paths if _holds_rows(path)]
             if not full:
@@ -105,25 +108,31 @@ class Hub:
         return table if chosen == range(len(table)) else table.select(chosen)
 
     def rows(self, source: Source) -> tuple[Row, ...]:
-        """Return the training rows of a source; raises UserError where there are none."""
+        """Return the rows of a source; raises UserError where there are none."""
+        return tuple(self.iter_rows(source))
+
+    def iter_rows(self, source: Source) -> Iterator[Row]:
+        """Yield the rows of a source, a few records in memory; raises UserError for none."""
         source.template.check()
-        table = self.table(source.data)
+        table, columns = self.table(source.data), source.template.columns()
         if source.prepare is None:
-            for column in source.template.columns():
+            for column in columns:
                 if column not in table.column_names:
                     raise unknown(
                         f"column of data set {source.data.name}", column, table.column_names
                     )
+            table = table.select_columns(list(columns))
         if source.limit is not None:
             table = table.select(range(min(source.limit, len(table))))
-        rows = []
-        for number, record in enumerate(table):
+        found = False
+        for number, record in enumerate(_records(table)):
             values = record if source.prepare is None else source.prepare(record)
             if values is not None:
-                rows.append(source.template.row(f"{source.data.id}/{number}", values))
-        if not rows:
+                found = True
+                texts = {name: "" if v is None else v for name, v in values.items()}
+                yield source.template.row(f"{source.data.id}/{number}", texts)
+        if not found:
             raise UserError(f"data set {source.data.name} has no usable row")
-        return tuple(rows)
 
     def wanted(self, data: DataSet) -> tuple[Repository, list[str]]:
         """Return the repository of a data set of the hub, and which of its files make it."""
@@ -226,3 +235,10 @@ def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) 
         if data.split not in splits:
             raise unknown(f"split of data set {data.id}", data.split, splits)
         return [Path(file).relative_to(root).as_posix() for file in splits[data.split]]
+
+
+def _records(table: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of a table; whole batches are read much faster than one at a time."""
+    for batch in table.iter(BATCH):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))

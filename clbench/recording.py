@@ -15,7 +15,6 @@ import clbench
 from clbench import composition, evalchecks, models, provenance, rescoring
 from clbench.adapters import fused_parameters
 from clbench.dataset import Source
-from clbench.digests import digest
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
 from clbench.results import Record, write_items
@@ -86,7 +85,7 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         calibration = {
             **(source.identity() if isinstance(source, Source) else {}),
             "id": plan.edition.calibration_id,
-            "text_digest": digest(plan.calibration_texts),
+            "text_digest": plan.calibration_digest,
             **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
             "sources": _sources(plan, source),
         }
@@ -123,16 +122,22 @@ def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
-    rows, examples = plan.rows(task), plan.examples(task)
+    """Say what is trained on: every row is an example, empty, too long, or an eval's question."""
+    examples = plan.examples(task)
+    counts = examples.facts
+    left_out = counts["num_empty"] + counts["num_too_long"]
     return {
         **(task.train.identity() if isinstance(task.train, Source) else {}),
         **task.info,
         "license": task.license,
         "sources": _sources(plan, *(part.train for part in task.parts or (task,))),
-        "num_rows": len(rows),
-        "num_examples": len(examples),  # the others are longer than max_length
-        "tokens": sum(len(example.ids) for example in examples),
-        "rows_digest": digest([list(row[:3]) for row in rows]),
+        "num_rows": counts["num_rows"],
+        "num_examples": len(examples),
+        "num_empty": counts["num_empty"],
+        "num_too_long": counts["num_too_long"],
+        "num_in_evals": counts["num_rows"] - left_out - len(examples),
+        "tokens": examples.num_tokens,
+        "rows_digest": counts["rows_digest"],
     }
 
 

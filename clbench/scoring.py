@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from clbench.dataset import Columns, DataSet, Template, Values, fields_of
 from clbench.errors import UserError
+from clbench.leak import SHORTEST
 from clbench.task import Eval
 
 Doc = Mapping[str, Any]
@@ -28,10 +29,11 @@ class Question:
         """Return the document; raises UserError for a record that lacks a value."""
         values = self.columns(record)
         answers = [self.template.answer.format_map(v) for v in self._answered(record, values)]
-        asked = (str(values[name]) for name in fields_of(self.template.prompt))
+        prompt = self.template.prompt.format_map(values)
+        asked = " ".join(str(values[name]) for name in fields_of(self.template.prompt))
         document: dict[str, Any] = {
-            "prompt": self.template.prompt.format_map(values),
-            "question": " ".join(asked),
+            "prompt": prompt,
+            "question": asked if len(asked.split()) >= SHORTEST else prompt,
             "golds": [answer.strip() for answer in answers],
             "reference": answers[0],
         }

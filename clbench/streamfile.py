@@ -50,7 +50,9 @@ def read(path: Path) -> Stream:
             raise UserError(f"{next(iter(content))} stands beside editions: move it into one")
         written = {OWN: content} if top.editions is None else top.editions
         editions = {
-            name: _Edition(path, EditionTable.of(table, name if top.editions else "stream"))
+            name: _Edition(
+                path, EditionTable.of(table, f"editions.{name}" if top.editions else "stream")
+            )
             for name, table in written.items()
         }
     return Stream(
@@ -130,8 +132,9 @@ class _Edition:
             if any(entry.held_out for entry in evals):
                 data = dataclasses.replace(data, part="kept")
             source = _source(data, table, table.request)
+        whole = [entry.beside(table) for entry in evals]
         with _named(f"tasks.{table.name}.eval"):
-            made = tuple(self._eval(entry, entry.beside(table)) for entry in evals)
+            made = tuple(map(self._eval, evals, whole))
         return Task(
             name=str(table.name),
             train=source,
@@ -166,6 +169,8 @@ class _Edition:
             return None, ""
         if isinstance(table, CalibrationTable):
             with _named("calibration"):
+                if not fields_of(table.text):
+                    raise UserError(f"text {table.text!r} names no column of the data")
                 text = TextTable(columns=table.columns, prompt="", answer=table.text)
                 source = _source(self._data(table), text)
             return dataclasses.replace(source, limit=table.limit), source.data.id
@@ -190,7 +195,7 @@ class _Edition:
         if not path.is_file():
             raise UserError(f"there is no data file {str(path)!r}")
         base = str(self.path.resolve().parent)
-        return DataSet(table.data, license=license, place="file", base=base)
+        return DataSet(table.data, "", license=license, place="file", base=base)
 
     def _path(self, data: str) -> Path:
         return self.path.resolve().parent / Path(data).expanduser()

@@ -13,6 +13,7 @@ from clbench.scoring import SCORES
 
 Count = Annotated[int, Field(ge=1)]
 Texts = tuple[str, ...]
+OF_A_REPOSITORY = ("config", "split", "files", "revision")
 
 
 class DataTable(Checked):
@@ -31,10 +32,14 @@ class DataTable(Checked):
     def _one_place(self) -> Self:
         if self.data is not None and self.hub is not None:
             raise ValueError("data and hub both say where the records are; give one of them")
-        for key in ("config", "files", "revision"):
-            if self.data is not None and getattr(self, key):
+        for key in OF_A_REPOSITORY:
+            if self.data is not None and getattr(self, key) and not self._reads(key):
                 raise ValueError(f"{key} belongs to hub, but data = {self.data!r} is a file")
         return self
+
+    def _reads(self, key: str) -> bool:
+        """Tell whether a file may have a key of repositories."""
+        return False
 
     def check_place(self) -> None:
         """Raise ValueError where neither data nor hub is given."""
@@ -103,16 +108,25 @@ class EvalTable(TextTable):
     @property
     def held_out(self) -> bool:
         """Tell whether the eval is scored on records held out of its task's."""
-        own = (self.data, self.hub, self.config, self.split, self.files, self.revision)
-        return self.use is None and not any(own)
+        keys = ("data", "hub", *OF_A_REPOSITORY)
+        return self.use is None and not any(getattr(self, key) for key in keys)
 
     def beside(self, task: TextTable) -> Self:
         """Return the eval with what it leaves unsaid taken from its task."""
-        keys = {"name", "prompt", "answer", "options", "license"}
+        if self.use is not None:
+            return self
+        keys = {"license"} if self.score is None else {*TextTable.model_fields}
+        keys -= {"data", "hub", *OF_A_REPOSITORY, "columns"}
         if self.data is None and self.hub is None:
-            keys |= {"data", "hub", "config", "split", "files", "revision"}
-        found = {key: getattr(task, key) for key in keys - self.model_fields_set}
-        return self.model_copy(update={**found, "columns": {**task.columns, **self.columns}})
+            keys |= {"data", "hub", *OF_A_REPOSITORY}
+        found = task.model_dump(include=keys & task.model_fields_set)
+        said = self.model_dump(include=self.model_fields_set)
+        columns = {**task.columns, **self.columns}
+        return self.of({**found, **said, "columns": columns}, f"tasks.{task.name}.eval")
+
+    def _reads(self, key: str) -> bool:
+        """Let a file stand for the split that one of lm-eval's tasks reads."""
+        return key == "split" and self.lm_eval is not None
 
 
 class TaskTable(TextTable):

@@ -65,7 +65,9 @@ def social(rng: Random) -> tuple[object, Row]:
         options = [ACTS[state] for state in options]
     aside = f"{other} was in the {rng.choice(PLACES)}."
     asks = f"What did {who} do then?" if after else f"Why did {who} do that?"
-    question = f"{aside} {who} {told}. {asks}" if rng.random() < 0.5 else f"{who} {told}. {aside} {asks}"
+    question = (
+        f"{aside} {who} {told}. {asks}" if rng.random() < 0.5 else f"{who} {told}. {aside} {asks}"
+    )
     problem = (who, other, told, tuple(options))
     return problem, choice(problem, "Q: {}\nA:", question, rng.sample(options, 3), options[0])
 

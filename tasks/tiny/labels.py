@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from .choices import ALIKE, NO_YES, choice
-from .skills import BAD, GOOD, NOUNS, OPPOSITE, PEOPLE, PLACES, QUALITIES, SAME, WORKS
+from .skills import BAD, GOOD, NOUNS, OPPOSITE, PEOPLE, PLACES, QUALITIES, WORKS
 from .splits import Row, Splits, asked, listed
 
 # Inference, asked as mnli is
@@ -47,7 +47,9 @@ def pairs(rng: Random) -> tuple[object, Row]:
     verdict = rng.choice(NO_YES)
     words = rng.sample(rng.choice(ALIKE if verdict == "yes" else OPPOSITE), 2)
     scene = f"sees the {other} in the {rng.choice(PLACES)}"
-    question = f"Sentence 1: The {words[0]} {noun} {scene}.\nSentence 2: The {words[1]} {noun} {scene}."
+    question = (
+        f"Sentence 1: The {words[0]} {noun} {scene}.\nSentence 2: The {words[1]} {noun} {scene}."
+    )
     problem = (noun, tuple(sorted(words)), scene)
     return problem, choice(problem, PROMPTS["pairs"], question, NO_YES, verdict)
 
@@ -202,7 +204,9 @@ def entities(rng: Random) -> tuple[object, Row]:
     label = rng.choice(CLASSES)
     kind = rng.choice(ENTITIES[label]).format(t=rng.choice(THINGS), q=rng.choice(QUALITIES))
     place = rng.choice(PLACES)
-    more = rng.choice(("{p} saw it near the {l}.", "{p} has it in the {l}.", "{p} heard of it in the {l}."))
+    more = rng.choice(
+        ("{p} saw it near the {l}.", "{p} has it in the {l}.", "{p} heard of it in the {l}.")
+    )
     text = f"This is a {kind}. {more.format(p=rng.choice(PEOPLE), l=place)}"
     return text, choice(text, PROMPTS["entities"], text, CLASSES, label)
 
