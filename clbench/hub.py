@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet
 
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
@@ -20,6 +21,7 @@ from clbench.task import Row
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 CARDS = ("README.md", ".huggingface.yaml")  # where a repository says which files make a split
+BATCH = 1000  # records read at a time
 
 
 class Found(NamedTuple):
@@ -78,10 +80,17 @@ class Hub:
                 f"{', '.join(READERS)}"
             )
         options = {"sep": "\t"} if kind == ".tsv" else {}
+        if not any(path.stat().st_size for path in paths):
+            raise UserError(f"data set {data.name} is empty")
         try:
+            full = [str(path) for path in paths if _holds_rows(path)]
+            if not full:
+                raise UserError(f"data set {data.name} is empty")
             table: Any = datasets.load_dataset(
-                READERS[kind], data_files=[str(path) for path in paths], split="train", **options
+                READERS[kind], data_files=full, split="train", **options
             )
+        except UserError:
+            raise
         except Exception as error:  # a damaged file may fail in any way
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise UserError(f"data set {data.name} cannot be read: {reason}") from error
@@ -93,35 +102,47 @@ class Hub:
         for column, feature in table.features.items():
             if isinstance(feature, datasets.Image):  # seen to be there or not, never looked at
                 table = table.cast_column(column, datasets.Image(decode=False))
-        return table if data.draw is None else table.select(data.drawn(len(table)))
+        chosen = data.chosen(len(table))
+        if not chosen:
+            raise UserError(f"data set {data.name} has one record, too few to hold some out")
+        return table if chosen == range(len(table)) else table.select(chosen)
 
     def rows(self, source: Source) -> tuple[Row, ...]:
-        """Return the training rows of a source; raises UserError where there are none."""
+        """Return the rows of a source; raises UserError where there are none."""
+        return tuple(self.iter_rows(source))
+
+    def iter_rows(self, source: Source) -> Iterator[Row]:
+        """Yield the rows of a source, a few records in memory; raises UserError for none."""
         source.template.check()
-        table = self.table(source.data)
+        table, columns = self.table(source.data), source.template.columns()
         if source.prepare is None:
-            for column in source.template.columns():
+            for column in columns:
                 if column not in table.column_names:
                     raise unknown(
                         f"column of data set {source.data.name}", column, table.column_names
                     )
+            table = table.select_columns(list(columns))
         if source.limit is not None:
             table = table.select(range(min(source.limit, len(table))))
-        rows = []
-        for number, record in enumerate(table):
+        found = False
+        for number, record in enumerate(_records(table)):
             values = record if source.prepare is None else source.prepare(record)
             if values is not None:
-                rows.append(source.template.row(f"{source.data.id}/{number}", values))
-        if not rows:
+                found = True
+                texts = {name: "" if v is None else v for name, v in values.items()}
+                yield source.template.row(f"{source.data.id}/{number}", texts)
+        if not found:
             raise UserError(f"data set {source.data.name} has no usable row")
-        return tuple(rows)
 
-    def _fetch(self, data: DataSet) -> Found:
+    def wanted(self, data: DataSet) -> tuple[Repository, list[str]]:
+        """Return the repository of a data set of the hub, and which of its files make it."""
         repo = Repository("dataset", data.id, data.revision or "main")
         if data.files:
-            names = _matching(data, self.repositories.names(repo, data.files))
-        else:
-            names = self._configured(repo, data)
+            return repo, _matching(data, self.repositories.names(repo, data.files))
+        return repo, self._configured(repo, data)
+
+    def _fetch(self, data: DataSet) -> Found:
+        repo, names = self.wanted(data)
         paths = self.repositories.fetch(repo, names)
         return Found(
             tuple(names), tuple(paths[name] for name in names), self.repositories.commit(repo)
@@ -153,9 +174,9 @@ class Hub:
         return found
 
     def _file(self, data: DataSet) -> Found:
-        path = Path(data.id).expanduser()
+        path = Path(data.base) / Path(data.id).expanduser()
         if not path.is_file():
-            raise UserError(f"there is no data file {data.id!r}")
+            raise UserError(f"there is no data file {str(path)!r}")
         self.repositories.note_local("file", data.id, {path.name: path})
         return Found((path.name,), (path,), None)
 
@@ -185,6 +206,14 @@ def _matching(data: DataSet, names: Iterable[str]) -> list[str]:
     return [name for name in known if any(fnmatchcase(name, p) for p in data.files)]
 
 
+def _holds_rows(path: Path) -> bool:
+    """Tell whether a file has rows; the library cannot read one that has none."""
+    if path.suffix == ".parquet":
+        return int(pyarrow.parquet.read_metadata(path).num_rows) > 0
+    with path.open("rb") as file:
+        return file.read(64).strip() not in (b"", b"[]")
+
+
 def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:
     """Return which of the names make a split, as the `datasets` library reads the cards.
 
@@ -206,3 +235,10 @@ def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) 
         if data.split not in splits:
             raise unknown(f"split of data set {data.id}", data.split, splits)
         return [Path(file).relative_to(root).as_posix() for file in splits[data.split]]
+
+
+def _records(table: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of a table; whole batches are read much faster than one at a time."""
+    for batch in table.iter(BATCH):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))

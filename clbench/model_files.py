@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,15 +53,26 @@ def locate(
     only the small files are fetched. Pickled weights are never fetched. `repositories` are those
     of a run, where a hub id stays at one commit. Raises UserError.
     """
-    entries = {entry.name: entry for entry in registry.listing(registry.MODELS)}
-    if name in entries:
-        return ModelFiles(name, _registered(name), entries[name].version)
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return ModelFiles(name, directory, None)
+    repo = repository(name, revision)
+    if repo is not None:
+        return _fetch(repo, weights, repositories or Repositories())
+    versions = {entry.name: entry.version for entry in registry.listing(registry.MODELS)}
+    if name in versions:
+        return ModelFiles(name, _registered(name), versions[name])
+    return ModelFiles(name, Path(name).expanduser(), None)
+
+
+def repository(name: str, revision: str | None = None) -> Repository | None:
+    """Return the repository that a model's name stands for; None for one that is here.
+
+    Raises UserError for what can only be a directory and is not there.
+    """
+    registered = {entry.name for entry in registry.listing(registry.MODELS)}
+    if name in registered or Path(name).expanduser().is_dir():
+        return None
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"there is no model directory {name!r}")
-    return _fetch(Repository("model", name, revision or "main"), weights, repositories)
+    return Repository("model", name, revision or "main")
 
 
 def check_weights(files: ModelFiles) -> list[Path]:
@@ -131,20 +142,22 @@ def _holds_weights(repo: Any) -> bool:
     return bool(names & {WEIGHTS, INDEX})
 
 
-def _fetch(repo: Repository, weights: bool, repositories: Repositories | None) -> ModelFiles:
-    repositories = repositories or Repositories()
-    try:
-        paths = repositories.fetch(repo, wanted_files(repositories.names(repo), weights=weights))
-    except Unavailable as error:
-        raise _not_found(repo.id, error) from error
+def _fetch(repo: Repository, weights: bool, repositories: Repositories) -> ModelFiles:
+    paths = repositories.fetch(repo, wanted_files(repo, repositories, weights=weights))
     if CONFIG not in paths:
         raise UserError(f"{repo.name} has no {CONFIG}; it holds no model that can be loaded")
     return ModelFiles(repo.id, paths[CONFIG].parent, repositories.commit(repo))
 
 
-def wanted_files(names: Iterable[str], *, weights: bool = True) -> list[str]:
+def wanted_files(
+    repo: Repository, repositories: Repositories, *, weights: bool = True
+) -> list[str]:
     """Return which files of a repository make a model: top level, described or safetensors."""
     patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else [])
+    try:
+        names = repositories.names(repo)
+    except Unavailable as error:
+        raise _not_found(repo.id, error) from error
     return [
         name for name in names if "/" not in name and any(fnmatchcase(name, p) for p in patterns)
     ]
