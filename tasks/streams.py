@@ -1,9 +1,11 @@
-"""The streams, as values; nothing is generated, read or imported in bulk until it is asked for."""
+"""The streams, as values or files; nothing is generated, read or imported in bulk until it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from clbench.dataset import Texts
 from clbench.stream import Edition, Stream
 from clbench.task import Task
 
@@ -35,70 +37,17 @@ MATH_CODE_IF = Stream(
     },
 )
 
-# SECURA (its paper names some of its data sets, not all of them and no order) is the model for
-# three streams. LogiQA, GSM8K, CNN/DailyMail and German news are from there; the other tasks,
-# every order, and the facts as the probe of basic knowledge are our choice.
+_FILES = Path(__file__).with_name("streams")
+CURLORA_3 = _FILES / "curlora-3.toml"
+I_LORA_8 = _FILES / "i-lora-8.toml"
+LONG_CL = _FILES / "long-cl.toml"
+SECURA_16 = _FILES / "secura-16.toml"
+SECURA_MCQ = _FILES / "secura-mcq.toml"
+SECURA_QA = _FILES / "secura-qa.toml"
+STANDARD_CL = _FILES / "standard-cl.toml"
+TRACE = _FILES / "trace.toml"
 
-SECURA_MCQ = Stream(
-    name="secura-mcq",
-    about="four tasks of multiple choice, in the style of SECURA",
-    editions={
-        "tiny": _tiny(tiny_tasks.logic, tiny_tasks.social, tiny_tasks.science, tiny_tasks.boolq),
-    },
-)
 
-SECURA_QA = Stream(
-    name="secura-qa",
-    about="five tasks answered in writing, in the style of SECURA",
-    editions={
-        "tiny": _tiny(
-            tiny_tasks.math_task,
-            tiny_tasks.summary,
-            tiny_tasks.translate,
-            tiny_tasks.instructions,
-            tiny_tasks.code_task,
-        ),
-    },
-)
-
-SECURA_16 = Stream(
-    name="secura-16",
-    about="sixteen tasks of all families, in the style of SECURA",
-    editions={
-        "tiny": _tiny(
-            tiny_tasks.math_task,
-            tiny_tasks.logic,
-            tiny_tasks.sentiment,
-            tiny_tasks.summary,
-            tiny_tasks.nli,
-            tiny_tasks.code_task,
-            tiny_tasks.social,
-            tiny_tasks.pairs,
-            tiny_tasks.translate,
-            tiny_tasks.topic,
-            tiny_tasks.science,
-            tiny_tasks.instructions,
-            tiny_tasks.boolq,
-            tiny_tasks.paraphrase,
-            tiny_tasks.reviews,
-            tiny_tasks.entities,
-        ),
-    },
-)
-
-# O-LoRA (arXiv 2310.14152) learns DBpedia, Amazon, Yahoo, AG News in its order 1 and never Yelp,
-# which is in the data set. Ours are: Yelp, which comes last, and the facts as world.
-
-STANDARD_CL = Stream(
-    name="standard-cl",
-    about="five tasks of text classification, as O-LoRA's standard benchmark",
-    editions={
-        "tiny": _tiny(
-            tiny_tasks.entities,
-            tiny_tasks.products,
-            tiny_tasks.questions,
-            tiny_tasks.topic,
-            tiny_tasks.reviews,
-        ),
-    },
-)
+def tiny_facts() -> Texts:
+    """Return the statements of facts that strategies are calibrated on."""
+    return Texts("tiny_facts/statements", facts.calibration_texts)
