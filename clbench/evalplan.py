@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clbench import drift, evalresult
@@ -27,6 +27,10 @@ class Documents(list[dict[str, Any]]):
     def features(self) -> dict[str, Any]:
         """Return the columns by name."""
         return self[0]
+
+    def map(self, make: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Documents:
+        """Return every document with what `make` makes of it, as a data set's `map` does."""
+        return Documents({**doc, **make(doc)} for doc in self)
 
 
 class EvalPlan:
@@ -77,7 +81,7 @@ class EvalPlan:
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
-        gold = accepted(self.task, doc)
+        gold = accepted(self.task, doc) if self.has_gold else None
         if self.spec.execution:
             gold = doc["cases"] if self.spec.execution == "cases" else doc["suffix"]
         cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
@@ -135,9 +139,18 @@ class EvalPlan:
         settings = self.task.config.generation_kwargs
         return None if settings is None else new_tokens_of(settings)
 
+    @property
+    def has_gold(self) -> bool:
+        """Return whether the documents name a right answer; 0 without options names none."""
+        config = self.task.config
+        named = config.doc_to_target != 0 or config.doc_to_choice is not None
+        return named or "reference" in self.docs[0]
+
     @functools.cached_property
     def aliases(self) -> dict[str, list[str]]:
         """Return the accepted answers of each item."""
+        if not self.has_gold:
+            return {name: [] for name in self.ids}
         return {
             name: accepted(self.task, doc) for name, doc in zip(self.ids, self.docs, strict=True)
         }
