@@ -35,8 +35,11 @@ def resolve(
     stream = stream or _required(layer, "stream", registry.STREAMS)
     strategy = strategy or _required(layer, "strategy", registry.STRATEGIES)
     model = given.get("model", layer.get("model", "tiny"))
-    data = given.get("data", layer.get("data")) or _default_data(registry.stream(stream), model)
-    preset = preset or layer.get("preset") or registry.stream(stream).edition(data).preset
+    known = registry.stream(stream)
+    data = given.get("data", layer.get("data")) or _default_data(known, model)
+    preset = preset or layer.get("preset") or known.edition(data).preset
+    if preset is not None:
+        preset = registry.preset_name(preset, known.source)
     return config.resolve(
         {**given, "stream": stream, "strategy": strategy, "data": data, "preset": preset},
         registry.parts(strategy),

@@ -73,6 +73,7 @@ class Stream:
     name: str
     about: str
     editions: Mapping[str, Callable[[], Edition]]
+    source: str | None = None  # whose protocol a preset of published settings means
 
     def edition(self, data: str) -> Edition:
         """Return the content for one choice of data; raises UserError for an unknown one."""

@@ -9,7 +9,7 @@ from typing import Any
 from clbench.stream import Edition, Stream
 from clbench.task import Row, Task
 
-from . import tiny_evals
+from . import real_code, real_instruct, real_math, tiny_evals, world
 from .tiny import code, facts, instruct, math
 
 LICENSE = "Apache-2.0; generated in this repository"
@@ -50,8 +50,19 @@ def _tiny_math_code_if() -> Edition:
     )
 
 
+def _full_math_code_if() -> Edition:
+    calibration = world.nq_open_train()
+    return Edition(
+        tasks=(real_math.metamath(), real_code.codefeedback(), real_instruct.wizardlm()),
+        world=(world.triviaqa(), world.nq_open(), world.webqs()),
+        calibration=calibration,
+        calibration_id=calibration.data.id,
+    )
+
+
 MATH_CODE_IF = Stream(
     name="math-code-if",
     about="math by answer, then code by execution, then instructions by checkable constraints",
-    editions={"tiny": _tiny_math_code_if},
+    editions={"tiny": _tiny_math_code_if, "full": _full_math_code_if},
+    source="lora-null",
 )
