@@ -54,6 +54,7 @@ def check_batch_invariance(
                 [evaluator.evals[name]],
                 config,
                 hub=evaluator.hub,
+                chat=evaluator.chat,
             )
             runs.append(small.evaluate(model)[name])
         found[name] = compare(*runs, exact=exact)

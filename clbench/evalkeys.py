@@ -9,16 +9,17 @@ from clbench.errors import UserError, unknown
 from clbench.task import Eval
 
 
-def check_needs(spec: Eval) -> None:
-    """Raise UserError for the first thing that the eval needs and that is not there."""
-    for need in spec.needs:
-        if not need.present():
-            raise UserError(f"eval {spec.id} needs {need.what}; get it with: {need.how}")
+def check_needs(*evals: Eval) -> None:
+    """Raise UserError for the first thing that an eval needs and that is not there."""
+    for spec in evals:
+        for need in spec.needs:
+            if not need.present():
+                raise UserError(f"eval {spec.id} needs {need.what}; get it with: {need.how}")
 
 
 def check_version(spec: Eval, found: object) -> None:
     """Raise UserError if lm-eval's definition has another version than the eval is pinned to."""
-    if str(found).removesuffix(".0") != str(spec.version):
+    if spec.version is not None and str(found).removesuffix(".0") != str(spec.version):
         raise UserError(
             f"eval {spec.id} is pinned to version {spec.version} of {spec.config!r}, and the "
             f"lm-eval that is installed has version {found}"
@@ -40,7 +41,7 @@ def check_examples(spec: Eval, fields: Mapping[str, Any]) -> None:
     if fields["num_fewshot"] > 0 and not drawn and not listed:
         raise UserError(
             f"eval {spec.id} shows {fields['num_fewshot']} examples before each question and its "
-            "data has no split to draw them from"
+            "data has no split to draw them from; ask with shots = 0"
         )
 
 

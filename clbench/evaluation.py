@@ -23,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
 from clbench import decoding, drift, evalcache, evalkeys, evalresult
+from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.decoding import Alternatives, Generation
 from clbench.errors import UserError, unknown
@@ -43,19 +44,37 @@ from clbench.sandbox import Isolation
 from clbench.task import Eval
 
 FEWSHOT_SEED = 1234  # lm-eval's default
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
 
 
 class Harness(HFLM):  # type: ignore[misc]
     """lm-eval's model around one in memory: greedy, silent, and keeping what it generated."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, batch_size: int, chat: Chat | None = None
+    ) -> None:
+        self.chat = chat
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.seconds = {"generate": 0.0, "likelihood": 0.0, "execute": 0.0}
         self.generations: list[Generation] = []
         self.num_tokens = 0
         self.num_truncated = 0  # prompts that did not fit
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **settings: Any
+    ) -> list[int]:
+        """Tokenize as lm-eval does; a chat template has written the special tokens itself."""
+        special = add_special_tokens if self.chat is None else False
+        return list(super().tok_encode(string, add_special_tokens=special, **settings))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return messages as the chat template writes them."""
+        assert self.chat is not None  # run_harness asks for it only then
+        return self.chat.render(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Answer the requests of one eval; all of them have its settings."""
@@ -86,6 +105,7 @@ class Harness(HFLM):  # type: ignore[misc]
                 self.tokenizer,
                 stops=stops,
                 max_new_tokens=max_new_tokens,
+                end_ids=frozenset() if self.chat is None else self.chat.end_ids,
             )
             written.update(zip(batch, generations, strict=True))
         self.num_tokens += sum(len(generation.ids) for generation in written.values())
@@ -180,9 +200,10 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
         fields["custom_dataset"] = lambda **_: (
             {"test": Documents(docs())} if docs is not None else _splits(spec, hub)
         )
-        for key in ("training_split", "validation_split", "fewshot_split"):
-            if spec.data and fields.get(key) not in spec.data:
-                fields[key] = None  # lm-eval would list the examples of a split that is not there
+    if spec.data:  # lm-eval reads every split that a definition names, even for zero shots
+        for key in SPLITS:
+            if fields.get(key) not in spec.data:
+                fields.pop(key, None)
     for key in ("tag", "group"):  # where lm-eval lists a task, not what it is
         fields.pop(key, None)
     fields["num_fewshot"] = evalkeys.shots(spec, fields)
@@ -234,8 +255,11 @@ def quiet() -> Iterator[None]:
         lm_eval.api.task.tqdm = bar
 
 
-def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
-    """Run one eval; lm-eval's caches are off, because the model is in neither of their keys."""
+def run_harness(lm: LM, plan: EvalPlan, chat: Chat | None = None) -> dict[str, Any]:
+    """Run one eval; lm-eval's caches are off, because the model is in neither of their keys.
+
+    With `chat`, worked examples are earlier turns of the conversation.
+    """
     name = plan.task.task_name
     with quiet():
         return dict(
@@ -245,6 +269,8 @@ def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
                 samples={name: plan.indices},
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=chat is not None,
             )
         )
 
@@ -266,8 +292,10 @@ class Evaluator:
         isolation: Isolation | None = None,
         cache_dir: Path | None = None,
         hub: Hub | None = None,
+        chat: Chat | None = None,
     ) -> None:
         self.hub = hub or Hub()
+        self.chat = chat
         self.model_info = model_info
         self.tokenizer = copy.deepcopy(tokenizer)
         self.evals = {spec.id: spec for spec in evals}
@@ -313,7 +341,8 @@ class Evaluator:
         if name not in self._plans:
             spec = self.evals[name]
             with quiet():
-                self._plans[name] = EvalPlan(spec, build_task(spec, self.hub), self.config)
+                task = build_task(spec, self.hub)
+                self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]
 
     def ceiling(self, name: str) -> float | None:
@@ -351,7 +380,7 @@ class Evaluator:
                 "batch_size": self.config.batch_size,
             },
             "rank_ids": plan.rank_ids,
-            "chat_template": None,
+            "chat_template": plan.chat_digest,
             "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
             "engine": evalcache.engine(),
         }
@@ -372,8 +401,8 @@ class Evaluator:
     def _evaluate(self, model: nn.Module, name: str, weights_digest: str | None) -> EvalResult:
         plan = self.plan(name)
         with decoding.eval_mode(model):
-            harness = Harness(model, self.tokenizer, self.config.batch_size)
-            run = run_harness(harness, plan)
+            harness = Harness(model, self.tokenizer, self.config.batch_size, self.chat)
+            run = run_harness(harness, plan, self.chat)
             items = read_items(plan, run["samples"][plan.task.task_name], harness.generations)
             if plan.spec.open_answer:
                 self._add_drift(harness, plan, items)
@@ -428,12 +457,13 @@ class Evaluator:
 
     def _alternatives_of(self, harness: Harness, plan: EvalPlan) -> dict[str, Alternatives]:
         """Return each item's aliases and distractors as tokens; they are the same for all rows."""
+        before = " " if self.chat is None else ""  # a template ends where the answer begins
         if plan.spec.id not in self._alternatives:
             self._alternatives[plan.spec.id] = {
                 name: harness.alternatives(
                     prompt,
                     [
-                        " " + text
+                        before + text
                         for text in gold_texts(plan, name) + plan.candidates.get(name, [])[1:]
                     ],
                 )

@@ -14,10 +14,11 @@ from torch import nn
 import clbench
 from clbench import composition, evalchecks, models, provenance, rescoring
 from clbench.adapters import fused_parameters
-from clbench.digests import digest
+from clbench.dataset import Source
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
 from clbench.results import Record, write_items
+from clbench.stream import data_sets
 
 if TYPE_CHECKING:
     from clbench.evalresult import EvalResult
@@ -39,7 +40,7 @@ def new_record(plan: Plan) -> Record:
                 **provenance.commit(),
             },
             "config": {
-                "stream": config.stream,
+                "stream": config.stream_name,
                 "strategy": composition.label(plan.strategy),
                 "params": composition.params_by_part(plan.strategy),
                 "seed": config.seed,
@@ -64,6 +65,8 @@ def new_record(plan: Plan) -> Record:
                 "hardware": provenance.hardware(),
                 "device": str(plan.device),
                 "threads": torch.get_num_threads(),
+                "locked": config.locked,
+                "lock_digest": plan.hub.repositories.lock.digest() if config.locked else None,
                 "phases": [],
             },
         }
@@ -76,15 +79,28 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
     }
-    calibration = {
-        "id": plan.edition.calibration_id,
-        "text_digest": digest(plan.calibration_texts),
-        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
-    }
+    calibration = None
+    source = plan.edition.calibration
+    if source is not None:
+        calibration = {
+            **(source.identity() if isinstance(source, Source) else {}),
+            "id": plan.edition.calibration_id,
+            "text_digest": plan.calibration_digest,
+            **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+            "sources": _sources(plan, source),
+        }
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
-        "model": plan.loaded.info | {"not_adapted": list(fused_parameters(plan.loaded.model))},
+        "model": plan.loaded.info
+        | {
+            "not_adapted": list(fused_parameters(plan.loaded.model)),
+            "sources": [
+                entry.model_dump(mode="json", include={"id", "revision", "files"})
+                for entry in plan.hub.repositories.used.values()
+                if entry.kind == "model"
+            ],
+        },
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
         "evals": _eval_blocks(plan),
     }
@@ -93,6 +109,8 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
 def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
     """Describe the evals; for a model other than tiny, also whether the measurement holds up."""
     described = plan.evaluator.describe()
+    for spec in plan.edition.evals:
+        described[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
     if plan.config.model == "tiny":  # its card says so, and tests hold for its programs
         return described
     for name, check in evalchecks.code_checks(plan.evaluator).items():
@@ -106,15 +124,28 @@ def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
-    rows, examples = plan.rows(task), plan.examples(task)
+    """Say what is trained on: every row is an example, empty, too long, or an eval's question."""
+    examples = plan.examples(task)
+    counts = examples.facts
+    left_out = counts["num_empty"] + counts["num_too_long"]
     return {
+        **(task.train.identity() if isinstance(task.train, Source) else {}),
         **task.info,
         "license": task.license,
-        "num_rows": len(rows),
-        "num_examples": len(examples),  # the others are longer than max_length
-        "tokens": sum(len(example.ids) for example in examples),
-        "rows_digest": digest([list(row[:3]) for row in rows]),
+        "sources": _sources(plan, *(part.train for part in task.parts or (task,))),
+        "num_rows": counts["num_rows"],
+        "num_examples": len(examples),
+        "num_empty": counts["num_empty"],
+        "num_too_long": counts["num_too_long"],
+        "num_in_evals": counts["num_rows"] - left_out - len(examples),
+        "tokens": examples.num_tokens,
+        "rows_digest": counts["rows_digest"],
     }
+
+
+def _sources(plan: Plan, *read: Any) -> list[dict[str, Any]]:
+    """Say which commit and files were read; what is generated has none."""
+    return plan.hub.sources(*(each.data for each in read if isinstance(each, Source)))
 
 
 def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict[str, Any]:

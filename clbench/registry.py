@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clbench.composition import compose
 from clbench.errors import UserError, unknown
@@ -25,8 +25,20 @@ STRATEGIES = "clbench.strategies"
 STREAMS = "clbench.streams"
 MODELS = "clbench.models"
 PRESETS = "clbench.presets"
+TASKS = "clbench.tasks"
+EVALS = "clbench.evals"
+SOURCES = "clbench.sources"
 
-_KINDS = {STRATEGIES: "strategy", STREAMS: "stream", MODELS: "model", PRESETS: "preset"}
+_KINDS = {
+    STRATEGIES: "strategy",
+    STREAMS: "stream",
+    MODELS: "model",
+    PRESETS: "preset",
+    TASKS: "task",
+    EVALS: "eval",
+    SOURCES: "source",
+}
+Made = TypeVar("Made")
 
 
 class Entry(NamedTuple):
@@ -78,11 +90,24 @@ def cached_models() -> list[str]:
 
 
 def stream(name: str) -> Stream:
-    """Return the stream of this name; raises UserError."""
-    found = load(STREAMS, name)
+    """Return the stream of this name, of a TOML file, or of "file.py:Object"; raises UserError."""
+    found = Path(name) if name.endswith(".toml") else load(STREAMS, name)
+    if isinstance(found, str | os.PathLike):
+        from clbench import streamfile
+
+        return streamfile.read(Path(found))
     if not isinstance(found, Stream):
-        raise UserError(f"stream {name!r} is {found!r}, not a clbench Stream")
+        raise UserError(f"stream {name!r} is {found!r}, neither a Stream nor the path of a file")
     return found
+
+
+def make(group: str, name: str, kind: type[Made] | tuple[type[Made], ...]) -> Made:
+    """Return what the factory of a task, an eval or a source makes; raises UserError."""
+    factory = load(group, name)
+    made = factory() if callable(factory) else factory
+    if not isinstance(made, kind):
+        raise UserError(f"{_KINDS[group]} {name!r} makes {made!r}, which is no {_KINDS[group]}")
+    return made
 
 
 def preset(name: str) -> Mapping[str, Any]:

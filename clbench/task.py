@@ -38,6 +38,7 @@ class Eval:
     A document of ours has an `id`; `reference` is a right response in full. `metric` is the
     pinned key under lm-eval's `results[task]`, "metric,filter"; a key that lm-eval does not
     print is an error, never a guess.
+    `version` is what the definition must have; None takes the one that is installed.
     `shots` examples precede the question, None leaves that to the definition; `setup` is called
     before the definition is read, where a scorer has a state to fix. Nothing of an eval is read
     before its `needs` are there.
@@ -48,7 +49,7 @@ class Eval:
     """
 
     id: str
-    version: int
+    version: int | None
     config: str | Mapping[str, Any]
     metric: str
     other_metrics: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ class Eval:
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     data_id: str | None = None  # of the data set behind it, whatever the split
+    group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
     about: str = ""
 
 
@@ -78,4 +80,5 @@ class Task:
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
+    epochs: float = 1.0  # passes that its protocol makes, for a run whose epochs are "task"
     parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs

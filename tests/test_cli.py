@@ -154,7 +154,6 @@ def test_json_is_the_record(calls: list[tuple[RunConfig, Any]], record: Record):
         ([*RUN, "--device", "gpu"], ["'gpu'", "choices"]),
         ([*RUN, "--isolation", "hope"], ["'hope'", "'none'"]),
         ([*RUN, "--dtype", "int8"], ["'int8'", "'bfloat16'"]),
-        ([*RUN, "--model", "org/name"], ["has no full data", "'org/name'", "tiny"]),
         (["show", "nowhere"], ["nowhere"]),
         (["compare", "nowhere", "neither"], ["nowhere"]),
     ],
