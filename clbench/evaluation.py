@@ -223,10 +223,16 @@ def _definition(name: str) -> Path:
     for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted((root / name).glob("*.yaml"))]:
         if load_yaml(path, resolve_func=False).get("task") == name:
             return path
-    entry = TaskManager().task_index.get(name)
+    entry = _task_index().get(name)
     if entry is None or entry.yaml_path is None:
         raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
     return Path(entry.yaml_path)
+
+
+@functools.cache
+def _task_index() -> dict[str, Any]:
+    """Return what lm-eval knows by name; it reads thousands of files to say so."""
+    return dict(TaskManager().task_index)
 
 
 def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
