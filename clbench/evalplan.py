@@ -286,7 +286,7 @@ def read_metric(plan: EvalPlan, results: Mapping[str, Any], key: str) -> float:
         raise KeyError(f"{plan.spec.id} has no result {key!r}; lm-eval printed: {found}")
     score = float(printed[key])
     if key.partition(",")[0] in PERCENT_METRICS:
-        score /= 100
+        score = round(score / 100, 12)  # a perfect BLEU is 100.00000000000004
     if not 0.0 <= score <= 1.0:
         raise ValueError(f"{key!r} of {plan.spec.id} is {score}, not a score in 0..1")
     return score

@@ -24,6 +24,7 @@ ORDER = (
     "records.md",
     "export.md",
     "benchmarks.md",
+    "tiny-mirrors.md",
 )
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
