@@ -18,6 +18,7 @@ ORDER = (
     "strategies",
     "contract.md",
     "measurement.md",
+    "prompts.md",
     "records.md",
     "export.md",
     "benchmarks.md",
