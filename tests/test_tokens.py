@@ -131,6 +131,16 @@ def test_what_was_not_finished_leaves_nothing(tokenizer: Any, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_of_two_runs_at_once_is_kept(tokenizer: Any, tmp_path: Path) -> None:
+    def overtaken() -> Iterator[Row]:
+        yield from ROWS
+        data.encode(ROWS, tokenizer, "toy", 64, tmp_path / "t")
+
+    found = data.encode(overtaken(), tokenizer, "toy", 64, tmp_path / "t")
+    assert list(found) == by_hand(tokenizer, "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
 def test_a_damaged_folder_is_not_read(tokenizer: Any, tmp_path: Path) -> None:
     folder = tmp_path / "t"
     data.encode(ROWS, tokenizer, "toy", 64, folder)

@@ -247,11 +247,12 @@ def _asked(record: Record) -> Mapping[str, Any]:
 
 
 def _model(record: Record) -> str:
-    """Return the options that name the model and its data, where they are not the default."""
+    """Return the options that name the model, its data and its prompts, where not the default."""
     asked = _asked(record)
+    chat = " --chat-template" if asked.get("chat_template") else ""
     if asked.get("model", "tiny") == "tiny":
-        return ""
-    return f" --model {asked['model']} --data {asked['data']}"
+        return chat
+    return f" --model {asked['model']} --data {asked['data']}{chat}"
 
 
 def _notes(record: Record) -> Iterator[str]:
