@@ -69,6 +69,19 @@ class Harness(HFLM):  # type: ignore[misc]
         special = add_special_tokens if self.chat is None else False
         return list(super().tok_encode(string, add_special_tokens=special, **settings))
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenize as lm-eval does; after a chat template as in training, from where it ends.
+
+        lm-eval counts the white space at the end of a prompt to the continuation.
+        """
+        if self.chat is None:
+            asked, rest = super()._encode_pair(context, continuation)
+            return asked, rest
+        asked, whole = self.tok_encode(context), self.tok_encode(context + continuation)
+        if whole[: len(asked)] == asked:
+            return asked, whole[len(asked) :]
+        return asked, self.tok_encode(continuation)
+
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:

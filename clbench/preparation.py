@@ -81,6 +81,10 @@ class Plan:
         """Return the chat template that wraps requests, None where they are asked as they are."""
         return Chat(self.loaded.tokenizer) if self.config.chat_template else None
 
+    @property
+    def _single_tasks(self) -> list[Task]:
+        return [part for task in self.edition.tasks for part in (task.parts or (task,))]
+
     @cached_property
     def _rows(self) -> dict[str, Rows]:
         return {}
@@ -204,7 +208,13 @@ class Plan:
 
         Generated rows share nothing with the evals by construction: none of them.
         """
-        return list(self.scans()[f"train {task.name}"]["removed"])
+        if not task.parts:
+            return list(self.scans()[f"train {task.name}"]["removed"])
+        numbers, start = [], 0
+        for part in task.parts:
+            numbers += [start + number for number in self.asked(part)]
+            start += self._tokens(part, Silent()).facts["num_rows"]
+        return numbers
 
     @cached_property
     def _scans(self) -> dict[str, dict[str, Any]]:
@@ -236,7 +246,7 @@ class Plan:
         return self._scans
 
     def _sources(self) -> dict[str, _Checked]:
-        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self.edition.tasks}
+        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self._single_tasks}
         calibration = _Checked(
             self.calibration_digest, lambda: ([text] for text in self.calibration_texts), False
         )
@@ -269,7 +279,7 @@ class Plan:
         ids = {"calibration": self.edition.calibration_id}
         if isinstance(self.edition.calibration, Source):
             ids["calibration"] = self.edition.calibration.data.id
-        for task in self.edition.tasks:
+        for task in self._single_tasks:
             if isinstance(task.train, Source):
                 ids[f"train {task.name}"] = task.train.data.id
             elif "id" in task.info:
@@ -280,7 +290,7 @@ class Plan:
         """Return how much the run will do, roughly: text is counted in characters."""
         config, tasks = self.config.train, self.edition.tasks
         train = 0.0
-        for task in (part for t in tasks for part in (t.parts or (t,))):
+        for task in self._single_tasks:
             rows = self.rows(task)
             some = [len(r.prompt + r.answer) for r in islice(rows, ROWS_ESTIMATED)]
             length = sum(some) / len(some) / CHARACTERS_PER_TOKEN

@@ -21,6 +21,7 @@ ORDER = (
     "strategies",
     "contract.md",
     "measurement.md",
+    "prompts.md",
     "records.md",
     "export.md",
     "benchmarks.md",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from clbench.models import weights_digest
 from clbench.rescoring import rescore
 from clbench.results import Record, read_items
 from clbench.rundir import RunDirectory
+
+IDLE = f"{Path(__file__).parent / 'idle.py'}:Idle"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,18 @@ def digests(record):
 
 def base_digest(run):
     return digests(Record.load(run))[0]
+
+
+def test_weights_that_did_not_change_are_not_scored_again(model, tmp_path):
+    config = toy_runs.toy_config(model, strategy=IDLE, eval=EvalConfig.of({"samples": 2}))
+    record = experiment.run(config, out=tmp_path / "idle")
+    rows = [p for p in record.provenance["phases"] if p["phase"] == "evaluate"]
+    assert rows[0]["tokens_generated"] > 0
+    for later in rows[1:]:
+        assert later["weights_digest"] == rows[0]["weights_digest"]
+        assert all(found["cached"] for found in later["evals"].values())
+        assert later["tokens_generated"] == sum(later["seconds_by_kind"].values()) == 0
+    assert scores(record) == [scores(record)[0]] * 4
 
 
 def test_what_is_kept_is_what_was_scored(finished, model):
