@@ -56,14 +56,8 @@ class Hub:
     def _source(self, data: DataSet) -> dict[str, Any]:
         found = self.find(data)
         files = zip(found.names, found.paths, strict=True)
-        return {
-            "id": data.id,
-            "config": data.config,
-            "split": data.split,
-            "revision": found.revision,
-            "license": data.license,
-            "files": {name: fingerprint(path).model_dump() for name, path in files},
-        }
+        held = {name: fingerprint(path).model_dump() for name, path in files}
+        return data.identity() | {"revision": found.revision, "files": held}
 
     def table(self, data: DataSet | Sequence[DataSet]) -> Any:
         """Return the records as a memory-mapped `datasets.Dataset`; several are concatenated.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from clbench.cli import main
 from clbench.errors import UserError
 from clbench.fetching import as_text
 from clbench.lock import Entry, Lock, LockedFile
+from clbench.report.data import data
 from clbench.results import Record
 from clbench.rundir import RunDirectory
 
@@ -84,8 +86,8 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sources(record: Record) -> dict[str, tuple[str, int]]:
     """Return commit and number of files of everything that a record names."""
-    data, model = record.data, record.model.model_dump(mode="json")
-    blocks: Any = [*data["tasks"].values(), data["calibration"], model]  # type: ignore[union-attr]
+    model, read = record.model.model_dump(mode="json"), record.data
+    blocks: Any = [*read["tasks"].values(), read["calibration"], model]  # type: ignore[union-attr]
     blocks += [block.model_dump(mode="json") for block in record.evals.values()]
     found = [source for block in blocks for source in block["sources"]]
     return {f"{s['id']} {s.get('split', 'model')}": (s["revision"], len(s["files"])) for s in found}
@@ -121,9 +123,9 @@ def test_fetch_says_what_it_holds_and_what_leaks(env: HubEnv, tmp_path: Path) ->
     text = as_text(fetched)
     assert f"dataset  acme/sums                 {env.hub.repos[DATA].sha()[:12]}" in text
     assert "license llama2" in text
-    assert "leak: train sums holds 25.0% of the questions of sums whole" in text
-    assert "same data set: calibration and letters" in text
-    assert "flagged `leak`" in text
+    assert "leak: train sums holds 25.0 % of sums word for word" in text
+    assert "those rows are left out" in text
+    assert "leak: calibration and letters are of the same distribution" in text
 
 
 def parquet_with_a_test_question() -> dict[str, bytes]:
@@ -249,6 +251,18 @@ def test_the_lock_is_no_part_of_what_is_compared(
     assert held.comparison_key() == free.comparison_key()
     assert sources(held) == sources(free)
     assert held.config.model_dump()["run"] == free.config.model_dump()["run"]
+
+
+def test_the_record_shows_every_commit(env: HubEnv, tmp_path: Path) -> None:
+    lines = [re.split(" {2,}", line) for line in data(run(tmp_path)).splitlines()]
+    commits = {key: repo.sha()[:12] for key, repo in env.hub.repos.items()}
+    sums, facts = commits[DATA], commits[f"datasets/{FACTS}"]
+    assert [line[:3] for line in lines[2:6]] == [
+        ["train sums", f"{SUMS} (plain, train)", sums],
+        ["calibration", f"{FACTS} (train)", facts],
+        ["eval sums", f"{SUMS} (plain, test)", sums],
+        ["eval letters", f"{FACTS} (test)", facts],
+    ]
 
 
 def test_without_a_lock_the_newest_is_taken_and_with_it_the_old(
