@@ -123,9 +123,10 @@ def test_fetch_says_what_it_holds_and_what_leaks(env: HubEnv, tmp_path: Path) ->
     text = as_text(fetched)
     assert f"dataset  acme/sums                 {env.hub.repos[DATA].sha()[:12]}" in text
     assert "license llama2" in text
-    assert "leak: train sums holds 25.0 % of sums word for word" in text
-    assert "those rows are left out" in text
+    assert "leak: rows left out of train sums because they ask what an eval asks: 1" in text
     assert "leak: calibration and letters are of the same distribution" in text
+    before = fetched.leaks["before_removal"]["train sums"]["evals"]["sums"]
+    assert before["leak_exact.v1"] == 0.25
 
 
 def parquet_with_a_test_question() -> dict[str, bytes]:

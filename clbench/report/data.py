@@ -108,8 +108,11 @@ def _limits(record: Record) -> Iterator[str]:
 
 def leaks(leak: Block) -> Iterator[str]:
     """Yield where items of an eval were found in what a model is trained or calibrated on."""
-    before = [f"{line}; those rows are left out" for line in _hits(leak.get("before_removal", {}))]
-    found = [*before, *_hits(leak.get("evals", {}))]
+    found = [
+        f"rows left out of {source} because they ask what an eval asks: {before['removed']:,}"
+        for source, before in leak.get("before_removal", {}).items()
+    ]
+    found += _hits(leak.get("evals", {}))
     yield from (f"leak: {line}" for line in found)
     for source, eval_id in leak.get("same_source", []):
         yield f"leak: {source} and {eval_id} are of the same distribution"
