@@ -13,14 +13,12 @@ from clbench.config import RunConfig
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
 from clbench.hubcache import Repository, check_space
-from clbench.lock import Entry, Lock, readable
+from clbench.lock import UNSTATED, Entry, Lock, readable
 from clbench.preparation import Plan, quiet_libraries
 from clbench.progress import Progress, Silent
 from clbench.report.data import leaks
 from clbench.repositories import Repositories
 from clbench.strategy import Strategy
-
-UNSTATED = "not stated"
 
 
 class Fetched(NamedTuple):

@@ -19,6 +19,7 @@ import repos_models
 from click.testing import CliRunner
 from hub_fixtures import HubEnv, hub_environment
 from hub_stream import FACTS, SUMS, sums_files
+from huggingface_hub import constants
 from local_hub import TOKEN, Fault
 from repos_models import LLAMA
 
@@ -74,14 +75,23 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubEnv, P
 
 
 @pytest.fixture
-def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_sockets(no_sockets_after: Callable[[], None]) -> None:
     """Fail whatever connects to anything."""
+    no_sockets_after()
+
+
+@pytest.fixture
+def no_sockets_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function from whose call on whatever connects to anything fails."""
 
     def connect(self: socket.socket, address: Any) -> None:
         raise AssertionError(f"a socket is opened to {address}")
 
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    def block() -> None:
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        monkeypatch.setattr(socket.socket, "connect_ex", connect)
+
+    return block
 
 
 def sources(record: Record) -> dict[str, tuple[str, int]]:
@@ -361,6 +371,21 @@ def test_a_lock_that_is_written_is_read_back(tmp_path: Path) -> None:
     assert lock.find("model", "a/b", "main") is None
 
 
+def test_offline_without_a_lock_the_cache_is_used_as_it_is(
+    env: HubEnv,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_sockets_after: Callable[[], None],
+) -> None:
+    held = fetch(tmp_path)
+    no_sockets_after()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    record = run(tmp_path)
+    assert sources(record)[f"{SUMS} train"] == (env.hub.repos[DATA].sha(), 2)
+    again = fetch(tmp_path, lock=tmp_path / "again.lock")
+    assert [e.files for e in again.lock.entries] == [e.files for e in held.lock.entries]
+
+
 # What breaks off
 
 
@@ -471,6 +496,14 @@ def test_the_command_fetches_a_gated_model_with_a_token(
     found = json.loads(done.stdout)
     assert found["digest"] == Lock.load(lock).digest()
     assert {entry["id"] for entry in found["entries"]} == {SUMS, FACTS, LLAMA}
+
+
+def test_a_lock_without_locked_is_refused() -> None:
+    refused = command("run", "--stream", STREAM, "--strategy", "lora", "--data", "full", "--lock=x")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "clbench: --lock is read with --locked only\n",
+    )
 
 
 def test_the_command_shows_its_progress_and_refuses_what_it_does_not_know(
