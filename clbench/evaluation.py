@@ -184,7 +184,7 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
     UserError for a name that lm-eval does not know.
     """
     if isinstance(spec.config, str):
-        entry = TaskManager().task_index.get(spec.config)
+        entry = _task_index().get(spec.config)
         if entry is None or entry.yaml_path is None:
             raise UserError(f"lm-eval {lm_eval.__version__} has no task {spec.config!r}")
         fields = dict(load_yaml(entry.yaml_path, resolve_func=True))
@@ -209,6 +209,12 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
+
+
+@functools.cache
+def _task_index() -> dict[str, Any]:
+    """Return what lm-eval knows by name; it reads thousands of files to say so."""
+    return dict(TaskManager().task_index)
 
 
 def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
