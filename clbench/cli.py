@@ -113,7 +113,7 @@ def main() -> None:
     default=None,
     help="Use no network and only what the lock holds, every file checked; see fetch.",
 )
-@click.option("--lock", help="The lock; by default clbench.lock.")
+@click.option("--lock", help="With --locked: the lock; by default clbench.lock.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--fresh", is_flag=True, help="Delete what the run directory holds and start anew.")
 @click.option("-v", "--verbose", count=True, help="Show the steps of each phase.")
@@ -140,6 +140,8 @@ def run(
     options["reference"] = options["reference"] or None
     options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
+    if options["lock"] and not config.locked:
+        raise UserError("--lock is read with --locked only")
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
 
     from clbench import experiment  # loads torch: after everything that is quick to refuse

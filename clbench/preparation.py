@@ -25,10 +25,8 @@ from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub
-from clbench.lock import Lock
+from clbench.hub import Hub, open_hub
 from clbench.progress import Progress, Silent
-from clbench.repositories import Repositories
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
@@ -367,18 +365,6 @@ def prepare(config: RunConfig) -> Plan:
     if device.type == "cpu":
         torch.set_flush_denormal(True)
     return Plan(config, edition, strategy, device, _isolation(config, edition), open_hub(config))
-
-
-def open_hub(config: RunConfig) -> Hub:
-    """Return what finds the data of a run, held to its lock if it is locked; raises UserError."""
-    data_dir = None if config.data_dir is None else Path(config.data_dir)
-    if not config.locked:
-        return Hub(data_dir=data_dir)
-    remedy = f"clbench fetch --stream {config.stream} --model {config.model} --lock {config.lock}"
-    path = Path(config.lock)
-    if not path.exists():
-        raise UserError(f"there is no lock {config.lock!r}; `{remedy}` writes it")
-    return Hub(Repositories(Lock.load(path), locked=True, remedy=remedy), data_dir=data_dir)
 
 
 def choose_device(name: str) -> torch.device:

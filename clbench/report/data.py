@@ -28,7 +28,7 @@ def data(record: Record) -> str:
         "\n".join(_templates(trained, evals)),
         _table(asked, ["", "metric", "items", "shots", "up to"]),
         "\n".join(_limits(record)),
-        "\n".join(_leaks(cast(Block, record.data.get("leak") or {}))),
+        "\n".join(leaks(cast(Block, record.data.get("leak") or {}))),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -43,18 +43,18 @@ def _trained(record: Record) -> Iterator[Named]:
 def _scored(evals: Mapping[str, Block]) -> Iterator[Named]:
     """Yield the data sets of the evals; several of one eval each have a line."""
     for role, block in evals.items():
-        for tables in block.get("data", {}).values():
-            for table in tables:
-                yield role, table
+        yield from ((role, source) for source in block.get("sources", []))
 
 
 def _row(role: str, block: Block) -> list[str]:
     about = [block.get("config"), block.get("split"), PARTS.get(block.get("part", "all"))]
     words = ", ".join(word for word in about if word)
+    sources = block.get("sources", [block])  # an eval's block is a source by itself
+    commits = dict.fromkeys((source.get("revision") or "")[:12] for source in sources)
     return [
         role,
         f"{block['id']} ({words})" if words else str(block["id"]),
-        (block.get("revision") or "")[:12],
+        ", ".join(commits),
         f"{block['num_rows']:,}" if "num_rows" in block else "",
         block.get("license") or "",
     ]
@@ -106,20 +106,28 @@ def _limits(record: Record) -> Iterator[str]:
         yield f"stream file: {asked['stream']}"
 
 
-def _leaks(leak: Block) -> Iterator[str]:
-    """Yield where items of an eval were found in what the model was trained or calibrated on."""
+def leaks(leak: Block) -> Iterator[str]:
+    """Yield where items of an eval were found in what a model is trained or calibrated on."""
     found = [
-        f"{source} holds {100 * numbers['leak_exact.v1']:.1f} % of {eval_id} word for word, "
-        f"{100 * numbers['leak_ngram.v1']:.1f} % in long parts"
-        for source, by_eval in leak.get("evals", {}).items()
-        for eval_id, numbers in by_eval.items()
-        if numbers["hits"]
+        f"rows left out of {source} because they ask what an eval asks: {before['removed']:,}"
+        for source, before in leak.get("before_removal", {}).items()
     ]
+    found += _hits(leak.get("evals", {}))
     yield from (f"leak: {line}" for line in found)
     for source, eval_id in leak.get("same_source", []):
         yield f"leak: {source} and {eval_id} are of the same distribution"
     if leak and not found:
         yield "leak: no item of an eval was found in what the model was trained or calibrated on"
+
+
+def _hits(evals: Mapping[str, Mapping[str, Block]]) -> Iterator[str]:
+    for source, by_eval in evals.items():
+        for eval_id, numbers in by_eval.items():
+            if numbers["hits"]:
+                yield (
+                    f"{source} holds {100 * numbers['leak_exact.v1']:.1f} % of {eval_id} word for "
+                    f"word, {100 * numbers['leak_ngram.v1']:.1f} % in long parts"
+                )
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
