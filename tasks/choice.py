@@ -82,7 +82,7 @@ def choice_task(
         about=about,
     )
     source = Source(train, Template("{prompt}", " {answer}"), row, version=version)
-    return Task(name, source, (scored,), about=about, license=train.license)
+    return Task(name, source, (scored,), about=about, license=train.license, info={"id": train.id})
 
 
 def answer_of(asked: Question) -> str:

@@ -37,6 +37,7 @@ class Labelled:
             (self._eval(),),
             about=self.about,
             license=self.data.license,
+            info={"id": self.data.id},
         )
 
     def _eval(self) -> Eval:

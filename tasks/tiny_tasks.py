@@ -67,8 +67,8 @@ def social() -> Task:
 
 
 def science() -> Task:
-    """Return true statements about living and other things, asked as ScienceQA asks."""
-    about = "which of four things is of a kind or has what its kind has"
+    """Return true statements about living things, asked as ScienceQA asks."""
+    about = "what a living thing has, which follows from its kind"
     return _choice("science", choices.SCIENCE, about, metric="acc_norm")
 
 
@@ -115,7 +115,7 @@ def products() -> Task:
 
 def entities() -> Task:
     """Return descriptions, in the place of DBpedia."""
-    return _choice("entities", labels.ENTITY, "which of 14 classes a description is of")
+    return _choice("entities", labels.ENTITIES, "which of 14 classes a description is of")
 
 
 def questions() -> Task:

@@ -24,10 +24,11 @@ LARGE = (".parquet", ".safetensors", ".bin", ".gz", ".zst", ".zip", ".model")  #
 Records = Sequence[Mapping[str, Any]]
 
 
-def parquet(records: Records) -> bytes:
-    """Return records as a Parquet file."""
+def parquet(records: Records, schema: pyarrow.Schema | None = None) -> bytes:
+    """Return records as a Parquet file; a schema may say what Python values do not."""
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(r) for r in records]), sink)
+    table = pyarrow.Table.from_pylist([dict(r) for r in records], schema)
+    pyarrow.parquet.write_table(table, sink)
     return sink.getvalue()
 
 
@@ -168,18 +169,18 @@ class _Handler(BaseHTTPRequestHandler):
         api = re.fullmatch(
             r"/api/(models|datasets)/([^/]+(?:/(?!revision/|tree/|refs$)[^/]+)?)"
             r"(?:/(revision|tree|paths-info|refs)(?:/([^/]+)(?:/(.*))?)?)?",
-            path,
+            address.path,
         )
-        file = re.fullmatch(r"/(datasets/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
+        file = re.fullmatch(r"/(datasets/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", address.path)
         if api:
-            kind, name, verb, revision, inside = api.groups()
+            kind, name, verb, revision, inside = _unquoted(api)
             asked = parse_qs(address.query)
             found = self._repo(f"{kind}/{name}", revision or "main")
             if found is not None:
                 self._describe(f"{kind}/{name}", found, verb, inside or "", asked, body)
         elif file:
-            kind, name, revision, inside = file.groups()
-            self._send_file(f"{kind or 'models/'}{name}", revision, inside)
+            kind, name, revision, inside = _unquoted(file)
+            self._send_file(f"{kind or 'models/'}{name}", revision or "main", inside or "")
         else:
             self._fail(404, "EntryNotFound", "no such route")
 
@@ -289,6 +290,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Repo-Commit", sha)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _unquoted(match: re.Match[str]) -> list[str | None]:
+    """Return the parts of an address; a slash inside a revision was quoted until here."""
+    return [None if part is None else unquote(part) for part in match.groups()]
 
 
 def _tree(files: Mapping[str, bytes], inside: str, *, deep: bool) -> list[dict[str, Any]]:
