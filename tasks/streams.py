@@ -1,4 +1,4 @@
-"""The streams, as values or files; nothing is generated, read or imported in bulk until it is asked for."""
+"""The streams, as values or files; nothing is generated, read or imported before it is asked for."""
 
 from __future__ import annotations
 

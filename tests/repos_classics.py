@@ -372,7 +372,7 @@ def write_trace(root: Path) -> Path:
 def trace() -> dict[str, Rows]:
     """Return the rows of each folder."""
     return {
-        "C-STANCE": _asked("文本：{p}的{t}很好。\n对象：{t}\n态度：", lambda n: "ABC"[n % 3]),
+        "C-STANCE": _asked("文本:{p}的{t}很好。\n对象:{t}\n态度:", lambda n: "ABC"[n % 3]),
         "FOMC": _asked("Text: Prices in {p} rise near the {t}.\nStance:", lambda n: "ABC"[n % 3]),
         "MeetingBank": _asked(
             "Write a summary.\nTranscript: We open the {t} of {p}.\nSummary:",
@@ -393,7 +393,7 @@ def trace() -> dict[str, Rows]:
             lambda n: f"Die {THINGS[n]} in {PLACES[n]} ist wieder offen.",
         ),
         "medmcqa": _asked("Question: {t} of {p}?\nA. yes\nB. no\nAnswer:", lambda n: "AB"[n % 2]),
-        "jecqa": _asked("{p}的{t}？\nA. 是\nB. 否\n答案：", lambda n: ("A", "AB")[n % 2]),
+        "jecqa": _asked("{p}的{t}?\nA. 是\nB. 否\n答案:", lambda n: ("A", "AB")[n % 2]),
     }
 
 
