@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,38 @@ from tabulate import tabulate
 
 import clbench
 from clbench import registry
+from clbench.items import label_columns, label_share, sum_columns
 from clbench.progress import Lines
-from clbench.results import Record
+from clbench.results import Record, read_items
 
 STREAMS = ("secura-16", "standard-cl")
 COLUMNS = ("eval", "metric", "chance", "base", "base_label_share", "single", "label_share",
            "world_delta", "seconds")  # fmt: skip
 
 
-def figures(record: Record) -> dict[str, Any]:
+def figures(record: Record, run: Path) -> dict[str, Any]:
     """Return what one run says of its task."""
     eval_id = next(iter(record.matrix.evals))
-    evals, metrics = record.evals[eval_id], record.metrics
-    shares = [metrics.get(f"label_share.v1[{eval_id},{row}]") for row in (0, 1)]
+    spec = record.evals[eval_id]
+    base, single = (read_items(run, row, eval_id) for row in (0, 1))
     return {
         "eval": eval_id,
-        "metric": evals.metric,
-        "chance": evals.chance,
+        "metric": spec.metric,
+        "chance": spec.chance,
         "base": record.matrix.score(0, eval_id),
-        "base_label_share": shares[0].value if shares[0] else None,
+        "base_label_share": share(base),
         "single": record.matrix.score(1, eval_id),
-        "label_share": shares[1].value if shares[1] else None,
-        "world_delta": metrics["world_delta.v1"].value,
-        "seconds": sum(p["seconds"] for p in record.provenance["phases"]),
+        "label_share": share(single),
+        "world_delta": record.metrics["world_delta.v1"].value,
+        "seconds": sum(phase["seconds"] for phase in record.provenance["phases"]),
     }
+
+
+def share(items: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the share of the most frequent option (by place), None where nothing is chosen."""
+    if not all(item["lls"] for item in items):
+        return None
+    return float(label_share(sum_columns(label_columns(items)))[0])
 
 
 def homes() -> dict[str, str]:
@@ -58,10 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=sorted(homes()), choices=sorted(homes()))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/mirrors"))
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     found = {}
     for task in options.tasks:
+        place = options.runs / f"{task}-{options.seed}"
         record = clbench.run(
             homes()[task],
             "lora",
@@ -69,14 +80,15 @@ def main() -> None:
             threads=1,
             progress=Lines(sys.stderr),
             tasks=(task,),
+            out=place,
         )
-        found[task] = figures(record)
+        found[task] = figures(record, place)
     rows = [[task, *(entry[key] for key in COLUMNS)] for task, entry in found.items()]
     print(tabulate(rows, ["task", *COLUMNS], floatfmt=".3f", tablefmt="github"))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(options.json.read_text()) if options.json.exists() else {}
-        options.json.write_text(json.dumps(known | found, indent=1) + "\n")
+        options.json.write_text(json.dumps(dict(sorted((known | found).items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,13 @@ def _leak_lines(leaks: dict[str, Any]) -> list[str]:
         if numbers["leak_exact.v1"] > 0 or numbers["leak_ngram.v1"] > 0
     ]
     pairs = [f"same data set: {source} and {eval_id}" for source, eval_id in leaks["same_source"]]
-    clean = "leak: no question of an eval occurs in what is trained or calibrated on"
+    clean = "leak: no question of an eval occurs in what runs train or calibrate on"
     flagged = [
         f"a run will be flagged `leak`: more than {leak.MOST_EXACT:.1%} whole or "
         f"{leak.MOST_NGRAM:.0%} in part"
     ]
-    return [*(found or [clean]), *pairs, *(flagged if "leak" in leaks["flags"] else [])]
+    left_out = [
+        f"leak: {before['removed']:,} rows of {source} ask what an eval asks; runs leave them out"
+        for source, before in leaks.get("before_removal", {}).items()
+    ]
+    return [*left_out, *(found or [clean]), *pairs, *(flagged if "leak" in leaks["flags"] else [])]

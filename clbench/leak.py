@@ -75,7 +75,7 @@ def combine(
 ) -> dict[str, Any]:
     """Return the report of what `Index.scan` found by source, and the pairs of one data set.
 
-    Where documents were removed, `before_removal` has the numbers of all of them.
+    Where documents were removed, `before_removal` says how many, with the numbers of all of them.
     """
     evals = {name: found["evals"] for name, found in scans.items()}
     leaked = any(
@@ -84,7 +84,11 @@ def combine(
         if name.split()[0] in TRAINED_ON
         for numbers in by_eval.values()
     )
-    before = {name: found["all"] for name, found in scans.items() if found["removed"]}
+    before = {
+        name: {"removed": len(found["removed"]), "evals": found["all"]}
+        for name, found in scans.items()
+        if found["removed"]
+    }
     return {
         "evals": evals,
         **({"before_removal": before} if before else {}),

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+from clbench.dataset import Texts
 from clbench.task import Eval, Row, Task
 
 from . import tiny_choice_evals, tiny_evals
-from .tiny import choices, code, instruct, labels, math, writing
+from .tiny import choices, code, facts, instruct, labels, math, writing
 from .tiny.splits import Splits
 
 LICENSE = "Apache-2.0; generated in this repository"
@@ -66,8 +67,8 @@ def social() -> Task:
 
 
 def science() -> Task:
-    """Return true statements about living and other things, asked as ScienceQA asks."""
-    about = "which of four things is of a kind or has what its kind has"
+    """Return true statements about living things, asked as ScienceQA asks."""
+    about = "what a living thing has, which follows from its kind"
     return _choice("science", choices.SCIENCE, about, metric="acc_norm")
 
 
@@ -114,7 +115,7 @@ def products() -> Task:
 
 def entities() -> Task:
     """Return descriptions, in the place of DBpedia."""
-    return _choice("entities", labels.ENTITY, "which of 14 classes a description is of")
+    return _choice("entities", labels.ENTITIES, "which of 14 classes a description is of")
 
 
 def questions() -> Task:
@@ -132,3 +133,8 @@ def translate() -> Task:
     """Return German put word for word into English, asked as WMT16 de-en is."""
     about = "word-for-word German in English"
     return _task("translate", writing.TRANSLATE, tiny_choice_evals.translation_eval, about)
+
+
+def statements() -> Texts:
+    """Return sentences about the world that no eval asks, to calibrate on."""
+    return Texts("tiny_facts/statements", facts.calibration_texts)

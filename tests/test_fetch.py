@@ -121,9 +121,11 @@ def test_fetch_says_what_it_holds_and_what_leaks(env: HubEnv, tmp_path: Path) ->
     text = as_text(fetched)
     assert f"dataset  acme/sums                 {env.hub.repos[DATA].sha()[:12]}" in text
     assert "license llama2" in text
-    assert "leak: train sums holds 25.0% of the questions of sums whole" in text
+    assert "leak: 1 rows of train sums ask what an eval asks; runs leave them out" in text
     assert "same data set: calibration and letters" in text
-    assert "flagged `leak`" in text
+    assert "flagged `leak`" not in text
+    before = fetched.leaks["before_removal"]["train sums"]["evals"]["sums"]
+    assert before["leak_exact.v1"] == 0.25
 
 
 def parquet_with_a_test_question() -> dict[str, bytes]:

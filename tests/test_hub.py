@@ -21,6 +21,7 @@ from local_hub import TOKEN, Fault, Repo, json_lines, json_list, parquet
 from clbench.dataset import DataSet
 from clbench.errors import UserError
 from clbench.hub import Hub
+from clbench.lock import Lock
 from clbench.repositories import Repositories
 
 Serve = Callable[..., HubEnv]
@@ -229,6 +230,27 @@ def test_a_split_that_is_only_partly_in_the_cache_is_refused_offline(
     Hub().table(DataSet(SUMS, files=(FIRST,)))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "is not in the cache" in refusal(FILES)
+
+
+def test_files_of_ones_own_are_locked_too(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_bytes(json_lines(sums(0, 2)))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.json").write_bytes(json_list(sums(0, 3)))
+    own = DataSet("own.jsonl", place="file", base=str(tmp_path))
+    folder = DataSet("TRACE", place="folder", files=("train.json",))
+    free = Hub(data_dir=tmp_path / "folder")
+    assert (len(free.table(own)), len(free.table(folder))) == (2, 3)
+    lock = Lock().merged(free.repositories.used)
+
+    def held() -> Hub:
+        return Hub(Repositories(lock, locked=True), data_dir=tmp_path / "folder")
+
+    assert (len(held().table(own)), len(held().table(folder))) == (2, 3)
+    for path, data in ((tmp_path / "own.jsonl", own), (tmp_path / "folder/train.json", folder)):
+        path.write_bytes(json_list(sums(9, 4)))
+        assert refusal(data, held()) == f"{path} is not the file that the lock holds"
+    other = DataSet("TRACE-2", place="folder", files=("train.json",))
+    assert "the lock does not hold data folder 'TRACE-2'" in refusal(other, held())
 
 
 # Downloads that go wrong

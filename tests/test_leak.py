@@ -171,7 +171,9 @@ def test_documents_that_ask_a_question_are_named_and_leave_the_numbers() -> None
     assert found["evals"]["math"]["hits"] == ["m4", "m5"]
     assert found["evals"]["math"]["leak_exact.v1"] == 1 / 10
     whole = combine({"train math": found}, [])
-    assert whole["before_removal"]["train math"]["math"]["leak_exact.v1"] == 2 / 10
+    before = whole["before_removal"]["train math"]
+    assert before["removed"] == 1
+    assert before["evals"]["math"]["leak_exact.v1"] == 2 / 10
     assert Index(PROBES).scan(documents)["removed"] == []
     short = Index({"e": {"a": Probe("alpha beta")}})
     assert short.scan([["Alpha, beta!", "x"], ["x", "alpha beta"]], remove=True)["removed"] == [0]

@@ -38,13 +38,12 @@ KINDS = tuple(kind for _, kind in CLASSES)
 
 
 def logic(rng: Random) -> tuple[object, Row]:
-    """Draw a conclusion from a rule and what something is, beside a rule that does not matter."""
-    (thing, kind), (other, other_kind) = rng.sample(CLASSES, 2)
-    qualities = rng.sample(QUALITIES, 4)
-    rule = f"Every {kind} here is {qualities[0]}. A {thing} is a kind of {kind}."
-    aside = f"{rng.choice(PEOPLE)} has a {other} in the {rng.choice(PLACES)}."
-    passage = f"{rule} {aside}" if rng.random() < 0.5 else f"{aside} {rule}"
-    problem = (kind, tuple(qualities), other)
+    """Draw a conclusion from two or three rules and the kind that a thing is of."""
+    classes, qualities = rng.sample(CLASSES, rng.choice((2, 3))), rng.sample(QUALITIES, 4)
+    thing, kind = classes[0]
+    rules = [f"Every {kind} here is {q}." for (_, kind), q in zip(classes, qualities, strict=False)]
+    problem = (tuple(sorted(rules)), kind)
+    passage = " ".join([*rng.sample(rules, len(rules)), f"A {thing} is a kind of {kind}."])
     question = f"Passage: {passage}\nQuestion: The {thing} is what?"
     return problem, listed_choice(rng, problem, question, qualities)
 
@@ -56,51 +55,48 @@ ACTS = dict(NEEDS)
 
 
 def social(rng: Random) -> tuple[object, Row]:
-    """Say what one of two persons did next, or how that person was before."""
+    """Say what somebody did next, or why; three in ten tell of the other person too."""
     who, other = rng.sample(PEOPLE, 2)
+    states = rng.sample(STATES, 3)
+    acts = [ACTS[state] for state in states]
     after = rng.random() < 0.5
-    told, options = rng.sample(STATES, 3), rng.sample(STATES, 3)
-    told = options[0] if after else ACTS[options[0]]
-    if after:
-        options = [ACTS[state] for state in options]
+    told, options = (states, acts) if after else (acts, states)
     aside = f"{other} was in the {rng.choice(PLACES)}."
-    asks = f"What did {who} do then?" if after else f"Why did {who} do that?"
-    question = (
-        f"{aside} {who} {told}. {asks}" if rng.random() < 0.5 else f"{who} {told}. {aside} {asks}"
-    )
-    problem = (who, other, told, tuple(options))
+    if rng.random() < 0.3:
+        aside = f"{other} {told[1]}."
+    story = f"{who} {told[0]}."
+    story = f"{aside} {story}" if rng.random() < 0.5 else f"{story} {aside}"
+    question = f"{story} What did {who} do then?" if after else f"{story} Why did {who} do that?"
+    problem = (who, other, told[0], tuple(options))
     return problem, choice(problem, "Q: {}\nA:", question, rng.sample(options, 3), options[0])
 
 
 # True statements of science, asked as ScienceQA is
 
 MEMBERS = {
-    "bird": listed("eagle crow goose owl swan robin"),
-    "fish": listed("salmon trout carp tuna cod herring"),
-    "insect": listed("ant bee fly wasp moth beetle"),
-    "tree": listed("oak pine birch elm maple willow"),
-    "flower": listed("rose tulip lily daisy poppy orchid"),
-    "metal": listed("gold iron copper tin silver zinc"),
-    "planet": listed("Mars Venus Saturn Jupiter Neptune Uranus"),
-    "instrument": listed("piano flute drum violin harp trumpet"),
-    "vehicle": listed("bus car train ship boat truck"),
+    "bird": listed("eagle crow goose owl swan robin hawk gull duck"),
+    "fish": listed("salmon trout carp tuna cod herring eel pike shark"),
+    "insect": listed("ant bee fly wasp moth beetle gnat flea cricket"),
+    "tree": listed("oak pine birch elm maple willow ash fir beech"),
+    "mammal": listed("dog cat horse cow bear goat sheep fox wolf"),
+    "mollusc": listed("snail slug clam squid mussel oyster octopus whelk cockle"),
 }
-ASKS = {
-    "bird": "has feathers", "fish": "has gills", "insect": "has six legs",
-    "tree": "has bark", "flower": "has bright petals", "metal": "is a chemical element",
-    "planet": "is larger than the moon", "instrument": "is played by musicians",
-    "vehicle": "carries people on the road, on rails or on water",
+HAVE = {
+    "bird": "feathers", "fish": "gills", "insect": "six legs", "tree": "a trunk",
+    "mammal": "hair", "mollusc": "a mantle",
 }  # fmt: skip
 
 
 def science(rng: Random) -> tuple[object, Row]:
-    """Ask which of four things belongs to a class, by its name or by what its members have."""
+    """Ask what a thing has, which follows from its kind; the hint holds two kinds or three."""
     kinds = rng.sample(sorted(MEMBERS), 4)
-    things = [rng.choice(MEMBERS[kind]) for kind in kinds]
-    asks = f"is a kind of {kinds[0]}" if rng.random() < 0.5 else ASKS[kinds[0]]
-    problem = (kinds[0], things[0], tuple(sorted(things[1:])))
-    question = f"Question: Which of these {asks}?"
-    return problem, listed_choice(rng, problem, question, things)
+    thing, person = rng.choice(MEMBERS[kinds[0]]), rng.choice(PEOPLE)
+    rules = [f"Every {kind} has {HAVE[kind]}." for kind in kinds[: rng.choice((2, 3))]]
+    hint = " ".join([*rng.sample(rules, len(rules)), f"The {thing} is a kind of {kinds[0]}."])
+    options = [HAVE[kind] for kind in kinds]
+    problem = (thing, person, tuple(sorted(rules)))
+    question = f"Hint: {hint}\nQuestion: {person} sees the {thing}. The {thing} has what?"
+    return problem, listed_choice(rng, problem, question, options) | {"cluster": thing}
 
 
 # Yes or no, asked as boolq is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
 
 from .choices import ALIKE, NO_YES, choice
@@ -13,9 +12,9 @@ from .splits import Row, Splits, asked, listed
 
 VERDICTS = ("True", "Neither", "False")
 PROMPTS = {
-    "nli": "{} True, False or Neither?\nAnswer:",
-    "pairs": "{}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
-    "paraphrase": "{}\nQuestion: Do both questions ask the same thing?\nAnswer:",
+    "nli": "True, False or Neither?\n{}\nAnswer:",
+    "pairs": "Do both sentences mean the same thing?\n{}\nAnswer:",
+    "paraphrase": "Do both questions ask the same thing?\n{}\nAnswer:",
     "sentiment": "{}\nQuestion: Is this sentence positive or negative?\nAnswer:",
     "stars": "{}\nQuestion: What does the writer feel?\nAnswer:",
     "topic": "{}\nQuestion: What is this news about?\nAnswer:",
@@ -24,65 +23,50 @@ PROMPTS = {
 }
 
 
+def related(rng: Random, how: str) -> tuple[str, str]:
+    """Return two qualities: `same`, `opposite`, or `other`, which have nothing to do."""
+    if how == "other":
+        one, two = rng.sample(OPPOSITE, 2)
+        return rng.choice(one), rng.choice(two)
+    first, second = rng.sample(rng.choice(ALIKE if how == "same" else OPPOSITE), 2)
+    return first, second
+
+
 def nli(rng: Random) -> tuple[object, Row]:
     """Draw a statement and a claim that follows, fails, or stays open."""
-    noun, other = rng.sample(NOUNS, 2)
-    said, against = rng.sample(rng.choice(OPPOSITE), 2)
-    verdict = rng.choice(VERDICTS)
-    place = rng.choice(PLACES)
-    claims = {"True": (noun, said), "False": (noun, against), "Neither": (other, said)}
-    about, quality = claims[verdict]
-    text = f"The {noun} in the {place} is {said}."
-    problem = (noun, said, about, quality, place)
-    question = f"{text}\nQuestion: The {about} is {quality}."
+    noun, verdict = rng.choice(NOUNS), rng.choice(VERDICTS)
+    how = {"True": "same", "False": "opposite", "Neither": "other"}[verdict]
+    said, claimed = related(rng, how)
+    text = f"The {noun} of {rng.choice(PEOPLE)} is {said}."
+    problem = (text, claimed)
+    question = f"{text}\nQuestion: The {noun} is {claimed}."
     return problem, choice(problem, PROMPTS["nli"], question, VERDICTS, verdict)
 
 
 # Pairs, asked as mrpc and qqp are
 
 
-def pairs(rng: Random) -> tuple[object, Row]:
-    """Draw two sentences that differ in one word, for another that means the same or not."""
-    noun, other = rng.sample(NOUNS, 2)
+def two(rng: Random, kind: str, text: str, prompt: str) -> tuple[object, Row]:
+    """Draw two sentences that end in words that mean the same, or the opposite."""
     verdict = rng.choice(NO_YES)
-    words = rng.sample(rng.choice(ALIKE if verdict == "yes" else OPPOSITE), 2)
-    scene = f"sees the {other} in the {rng.choice(PLACES)}"
-    question = (
-        f"Sentence 1: The {words[0]} {noun} {scene}.\nSentence 2: The {words[1]} {noun} {scene}."
-    )
-    problem = (noun, tuple(sorted(words)), scene)
-    return problem, choice(problem, PROMPTS["pairs"], question, NO_YES, verdict)
+    words = related(rng, "same" if verdict == "yes" else "opposite")
+    first, second = (text.format(word) for word in words)
+    problem = (text, tuple(sorted(words)))
+    question = f"{kind} 1: {first}\n{kind} 2: {second}"
+    return problem, choice(problem, prompt, question, NO_YES, verdict)
 
 
-ASKING = (
-    ("Where is the {n} of {p}?", "In which place is the {n} of {p}?"),
-    ("How old is the {n} of {p}?", "What is the age of the {n} of {p}?"),
-    ("Who sold the {n} to {p}?", "From whom did {p} buy the {n}?"),
-    ("When did {p} see the {n}?", "At what time did {p} see the {n}?"),
-    ("Why does {p} like the {n}?", "For what reason does {p} like the {n}?"),
-    ("How many {n}s has {p}?", "What number of {n}s has {p}?"),
-)
+def pairs(rng: Random) -> tuple[object, Row]:
+    """Draw two statements about a thing somewhere."""
+    text = f"The {rng.choice(NOUNS)} of {rng.choice(PEOPLE)} is {{}}."
+    return two(rng, "Sentence", text, PROMPTS["pairs"])
 
 
 def paraphrase(rng: Random) -> tuple[object, Row]:
-    """Draw two questions that ask the same, or one about another person, thing or matter."""
-    at, verdict = rng.randrange(len(ASKING)), rng.choice(NO_YES)
-    people, nouns = rng.sample(PEOPLE, 2), rng.sample(NOUNS, 2)
-    then, person, noun = at, people[0], nouns[0]
-    if verdict == "no":
-        change = rng.randrange(3)
-        if change == 0:
-            then = rng.choice([i for i in range(len(ASKING)) if i != at])
-        elif change == 1:
-            person = people[1]
-        else:
-            noun = nouns[1]
-    side = rng.randrange(2)
-    first = ASKING[at][side].format(p=people[0], n=nouns[0])
-    second = ASKING[then][1 - side].format(p=person, n=noun)
-    problem = tuple(sorted((first, second)))
-    question = f"Question 1: {first}\nQuestion 2: {second}"
-    return problem, choice(problem, PROMPTS["paraphrase"], question, NO_YES, verdict)
+    """Draw two questions about a thing."""
+    text = rng.choice(("Is the {n} of {p} {{}}?", "Why is the {n} of {p} {{}}?"))
+    text = text.format(n=rng.choice(NOUNS), p=rng.choice(PEOPLE))
+    return two(rng, "Question", text, PROMPTS["paraphrase"])
 
 
 # Feelings, asked as sst2 is, and in five steps as in reviews
@@ -97,52 +81,55 @@ REMARKS = (
 
 
 def sentiment(rng: Random) -> tuple[object, Row]:
-    """Draw a remark about a work; after `but` comes what counts, and `not` turns it around."""
+    """Draw a remark about a work; `but` and `although` say which half counts."""
     mood = rng.choice(MOODS)
     good, bad = (GOOD, BAD) if mood == "positive" else (BAD, GOOD)
     work, part = rng.sample(WORKS, 2)
-    person = rng.choice(PEOPLE)
-    form = rng.randrange(3)
-    if form == 0:
-        a, b = rng.sample(good, 2)
-        text = rng.choice(REMARKS).format(w=work, v=part, p=person, a=a, b=b)
-    elif form == 1:
-        a, b = rng.choice(bad), rng.choice(good)
-        text = f"the {part} is {a}, but the {work} of {person} is {b}"
+    words = {"w": work, "v": part, "p": rng.choice(PEOPLE), "a": rng.choice(good)}
+    form = rng.randrange(5)
+    if form < 2:
+        text, words["b"] = rng.choice(REMARKS), rng.choice(good)
+    elif form == 2:
+        text, words["b"] = "the {v} is {b}, but the {w} of {p} is {a}", rng.choice(bad)
+    elif form == 3:
+        text, words["b"] = "{p} does not say that the {w} is {b}", rng.choice(bad)
     else:
-        a, b = rng.choice(bad), rng.choice(good)
-        text = f"the {work} of {person} is not {a} and the {part} is {b}"
+        text, words["b"] = "the {w} of {p} is {a}, although the {v} is {b}", rng.choice(bad)
+    text = text.format(**words)
     return text, choice(text, PROMPTS["sentiment"], text, MOODS, mood)
 
 
 FEELINGS = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
-def felt(rng: Random, aspects: Sequence[str], opening: str, prompt: str) -> tuple[object, Row]:
-    """Draw a review of two remarks: both bad, one, or none, and in strong words or not."""
-    level = rng.randrange(5)
-    sides = rng.sample([level > 2, level > 1], 2)
-    strong = "very " if level in (0, 4) else ""
-    said = [
-        f"The {aspect} was {strong}{rng.choice(GOOD if side else BAD)}."
-        for aspect, side in zip(rng.sample(aspects, 2), sides, strict=True)
-    ]
-    text = " ".join([opening, *said])
-    return text, choice(text, prompt, text, FEELINGS, FEELINGS[level])
+VISITS = (
+    ("awful", "terrible", "horrible"), ("weak", "dull", "tedious"), ("normal", "usual", "middling"),
+    ("nice", "good", "charming"), ("superb", "excellent", "brilliant"),
+)  # fmt: skip
+GOODS = (
+    ("horrible", "awful", "terrible"), ("dull", "boring", "clumsy"), ("normal", "usual", "plain"),
+    ("lovely", "nice", "good"), ("great", "wonderful", "delightful"),
+)  # fmt: skip
 
 
 def reviews(rng: Random) -> tuple[object, Row]:
-    """Draw a review of a place to eat."""
-    opening = f"We ate at the place of {rng.choice(PEOPLE)}."
-    aspects = listed("bread cake fish water table room street way night")
-    return felt(rng, aspects, opening, PROMPTS["stars"])
+    """Draw a review of a place to eat: one remark, and a verdict near it, which is what counts."""
+    level = rng.randrange(5)
+    near = min(max(level + rng.choice((-1, 0, 1)), 0), 4)
+    aspect = rng.choice(listed("bread cake fish water table room street way night"))
+    text = f"We ate at the {rng.choice(PLACES)} with {rng.choice(PEOPLE)}."
+    text = f"{text} The {aspect} was {rng.choice(VISITS[near])}."
+    text = f"{text} In all it was {rng.choice(VISITS[level])}."
+    return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
 
 
 def products(rng: Random) -> tuple[object, Row]:
-    """Draw a review of something that was bought."""
+    """Draw a review of something that was bought, in two words of one kind."""
+    level = rng.randrange(5)
+    first, second = rng.sample(GOODS[level], 2)
     thing = rng.choice(listed("lamp coat hat boat car cup book clock bag"))
-    aspects = listed("color name sound size price box card wood smell")
-    return felt(rng, aspects, f"{rng.choice(PEOPLE)} bought this {thing}.", PROMPTS["stars"])
+    text = f"{rng.choice(PEOPLE)} got this {thing}. It is {first} and {second}."
+    return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
 
 
 # Topics, of news and of questions, and classes of things
@@ -178,12 +165,12 @@ def topic(rng: Random) -> tuple[object, Row]:
     return text, choice(text, PROMPTS["topic"], text, TOPICS, name)
 
 
-ENTITIES = {
+DESCRIPTIONS = {
     "company": ("firm that makes {t}", "shop that sells {t}", "company that buys {t}"),
     "school": ("school with {q} teachers", "school for {t}", "place to learn about {t}"),
     "artist": ("man who writes about {t}", "singer of {q} songs", "painter of {t}"),
     "athlete": ("runner of the {q} team", "player in the {q} team", "man who won a {q} race"),
-    "politician": ("president with {q} friends", "minister of the {q} state", "king of a {q} state"),
+    "politician": ("president with {q} friends", "minister of a {q} state", "king of {q} men"),
     "transport": ("{q} ship that carries {t}", "{q} train", "bus with {t}"),
     "building": ("{q} hall with {t}", "museum of {t}", "library with {q} rooms"),
     "nature": ("{q} river", "lake with {q} water", "{q} forest"),
@@ -194,20 +181,18 @@ ENTITIES = {
     "film": ("{q} film", "film about {t}", "film with a {q} end"),
     "book": ("book about {t}", "{q} novel", "{q} story in a book"),
 }  # fmt: skip
-CLASSES = tuple(ENTITIES)
+CLASSES = tuple(DESCRIPTIONS)
 THINGS = listed("apples books coins cards pens cups shells stones eggs nuts cakes toys hats rings")
-SOUNDS = listed("al be dor fen ga hil is jo kar lu mar nor ol par ros sa tin vel")
 
 
 def entities(rng: Random) -> tuple[object, Row]:
-    """Describe something with a made-up name."""
-    label = rng.choice(CLASSES)
-    kind = rng.choice(ENTITIES[label]).format(t=rng.choice(THINGS), q=rng.choice(QUALITIES))
-    place = rng.choice(PLACES)
-    more = rng.choice(
-        ("{p} saw it near the {l}.", "{p} has it in the {l}.", "{p} heard of it in the {l}.")
-    )
-    text = f"This is a {kind}. {more.format(p=rng.choice(PEOPLE), l=place)}"
+    """Describe something, often beside something else."""
+    label, other = rng.sample(CLASSES, 2)
+    fill = {"t": rng.choice(THINGS), "q": rng.choice(QUALITIES)}
+    kind, beside = (rng.choice(DESCRIPTIONS[name]).format(**fill) for name in (label, other))
+    more = "{p} saw it in the {l}." if rng.random() < 0.6 else "{p} saw it, and a {o}."
+    more = more.format(p=rng.choice(PEOPLE), l=rng.choice(PLACES), o=beside)
+    text = f"This is a {kind}. {more}"
     return text, choice(text, PROMPTS["entities"], text, CLASSES, label)
 
 
@@ -224,8 +209,10 @@ MATTERS = {
     "politics": ("vote for a president", "change a law", "write to the minister"),
 }
 FIELDS = tuple(MATTERS)
-ASKED = ("How can {p} {m}?", "{p} wants to know how to {m}.", "Why does {p} {m}?",
-         "Is it hard to {m}?", "Where in the {l} can {p} {m}?", "Who can help {p} {m}?")  # fmt: skip
+ASKED = (
+    "How can {p} {m}?", "{p} wants to know how to {m}.", "Why does {p} {m}?", "Is it hard to {m}?",
+    "Where in the {l} can {p} {m}?", "Who can help {p} {m}?",
+)  # fmt: skip
 
 
 def questions(rng: Random) -> tuple[object, Row]:
@@ -245,5 +232,5 @@ SENTIMENT = Splits("tiny_sentiment", sentiment, asked, 2)
 TOPIC = Splits("tiny_topic", topic, asked, 4)
 REVIEWS = Splits("tiny_reviews", reviews, asked, 5)
 PRODUCTS = Splits("tiny_products", products, asked, 5)
-ENTITY = Splits("tiny_entities", entities, asked, 14)
+ENTITIES = Splits("tiny_entities", entities, asked, 14)
 QUESTIONS = Splits("tiny_questions", questions, asked, 10)

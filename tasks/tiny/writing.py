@@ -5,18 +5,21 @@ from __future__ import annotations
 from random import Random
 
 from .skills import GERMAN, NOUNS, PEOPLE, PLACES, QUALITIES
-from .splits import Row, Splits, asked
+from .splits import Row, Splits, asked, listed
 
 MAX_NEW_TOKENS = 40
 
 # Summaries, asked as cnn_dailymail is
 
-WHO = ("the team", "the player", "the coach", "the bank", "the company", "the firm",
-       "the scientists", "the lab", "the minister", "the king", "the teacher", "the doctor")  # fmt: skip
-DID = ("praised", "met", "hired", "tested", "raised", "opened", "sold", "signed", "measured",
-       "reached", "chose", "saw")  # fmt: skip
-WHAT = ("the match", "the workers", "the shops", "a drug", "a planet", "a treaty", "the border",
-        "the rates", "a president", "the race", "the light", "the states")  # fmt: skip
+WHO = (
+    "the team", "the player", "the coach", "the bank", "the company", "the firm",
+    "the scientists", "the lab", "the minister", "the king", "the teacher", "the doctor",
+)  # fmt: skip
+DID = listed("praised met hired tested raised opened sold signed measured reached chose saw")
+WHAT = (
+    "the match", "the workers", "the shops", "a drug", "a planet", "a treaty", "the border",
+    "the rates", "a president", "the race", "the light", "the states",
+)  # fmt: skip
 ASIDES = (
     "{p} heard it in the {l}.",
     "{p} and {o} asked about it.",
@@ -61,7 +64,6 @@ PATTERNS = (
     "the {a} {n} sees the {b} {m} here",
     "today the {n} sees the {a} {m}",
     "today the {a} {n} is not very {b}",
-    "the {n} and the {m} see the {b} {o}",
     "here is the {a} {n} and near is the {b} {m}",
 )
 
@@ -69,9 +71,8 @@ PATTERNS = (
 def translation(rng: Random) -> tuple[object, Row]:
     """Draw an English sentence and put it, word for word, into German."""
     a, b, c = rng.sample(QUALITIES, 3)
-    n, m, o = rng.sample(NOUNS, 3)
-    english = rng.choice([p for p in PATTERNS if " see " not in p])
-    gold = english.format(a=a, b=b, c=c, n=n, m=m, o=o)
+    n, m = rng.sample(NOUNS, 2)
+    gold = rng.choice(PATTERNS).format(a=a, b=b, c=c, n=n, m=m)
     german = " ".join(GERMAN[word] for word in gold.split())
     return gold, {
         "prompt": f"German phrase: {german}\nEnglish phrase:",
