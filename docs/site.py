@@ -16,6 +16,7 @@ ORDER = (
     "index.md",
     "getting-started.md",
     "streams.md",
+    "classic-streams.md",
     "data.md",
     "strategies",
     "contract.md",

@@ -154,15 +154,15 @@ def test_a_draw_of_a_sorted_file_has_every_class(hub: Hub) -> None:
 
 def test_a_draw_is_fixed_and_its_beginning_is_a_draw() -> None:
     data = DataSet("owner/name", "test", draw=50)
-    chosen = data.drawn(1000)
+    chosen = data.chosen(1000)
     assert len(set(chosen)) == 50
     assert max(chosen) > 800
     assert min(chosen) < 200
     assert list(chosen) != sorted(chosen)
-    assert data.drawn(1000) == chosen
-    assert sorted(data.drawn(20)) == list(range(20))
-    assert dataclasses.replace(data, split="train").drawn(1000) != chosen
-    assert dataclasses.replace(data, draw=None).drawn(3) == range(3)
+    assert data.chosen(1000) == chosen
+    assert sorted(data.chosen(20)) == list(range(20))
+    assert dataclasses.replace(data, split="train").chosen(1000) != chosen
+    assert dataclasses.replace(data, draw=None).chosen(3) == range(3)
 
 
 def test_every_class_is_scored_on_five_hundred_items() -> None:

@@ -382,7 +382,11 @@ def test_what_is_wrong_with_a_file_is_one_sentence(folder: Path, old, new, sente
         ("train.jsonl", "bad.jsonl", "data set bad.jsonl cannot be read: JSON parse error: "),
         ("train.jsonl", "holes.jsonl", "a record of data set holes.jsonl has no 'capital': {'cou"),
         ("train.jsonl", "words.txt", "data set words.txt holds words.txt; choices of its kind: "),
-        ("[tasks.eval]", CHOICE, "a record of data set train.jsonl answers 'T36'; choices: T0, T1:"),
+        (
+            "[tasks.eval]",
+            CHOICE,
+            "a record of data set train.jsonl answers 'T36'; choices: T0, T1:",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_records_leaves_no_run_directory(
