@@ -385,7 +385,7 @@ def test_what_is_wrong_with_a_file_is_one_sentence(folder: Path, old, new, sente
         (
             "[tasks.eval]",
             CHOICE,
-            "a record of data set train.jsonl answers 'T36'; choices: T0, T1:",
+            "a record of data set train.jsonl answers 'T36'; choices: T0, T1",
         ),
     ],
 )
