@@ -41,6 +41,8 @@ def resolve(
     data = given.get("data", layer.get("data")) or _default_data(found, model)
     edition = found.edition(data)
     preset = preset or layer.get("preset") or edition.preset
+    if preset is not None:
+        preset = registry.preset_name(preset, found.source)
     own = stream.endswith(".toml")  # what a package registers, its version names
     names = {
         "stream": stream,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ class Documents(list[dict[str, Any]]):
     def features(self) -> dict[str, Any]:
         """Return the columns by name."""
         return self[0]
+
+    def map(self, make: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Documents:
+        """Return every document with what `make` makes of it, as a data set's `map` does."""
+        return Documents({**doc, **make(doc)} for doc in self)
 
 
 class EvalPlan:
@@ -89,7 +93,7 @@ class EvalPlan:
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
-        gold = accepted(self.task, doc)
+        gold: Any = self._golds(doc) or None
         if self.spec.execution:
             gold = doc["cases"] if self.spec.execution == "cases" else doc["suffix"]
         cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
@@ -99,7 +103,7 @@ class EvalPlan:
         config = self.task.config
         return {
             "id": self.spec.id,
-            "version": self.spec.version,
+            "version": self.version,
             "items": self.items_digest,
             "output_type": config.output_type,
             "stops": self.stops,
@@ -116,7 +120,7 @@ class EvalPlan:
         What is left out of the training rows must not depend on how many items are scored.
         """
         return {
-            name: Probe(self._question(doc), tuple(accepted(self.task, doc)))
+            name: Probe(self._question(doc), tuple(self._golds(doc)))
             for name, doc in zip(self.names, self.everything, strict=True)
         }
 
@@ -128,7 +132,7 @@ class EvalPlan:
         """Return, for the record, how this eval is asked and read."""
         limit = {"items": len(self.ids), "ids_digest": digest(self.ids)}
         return {
-            "version": self.spec.version,
+            "version": self.version,
             "metric": self.spec.metric,
             "chance": self.spec.chance,
             "group": self.spec.group,
@@ -173,12 +177,25 @@ class EvalPlan:
         settings = self.task.config.generation_kwargs
         return None if settings is None else new_tokens_of(settings)
 
+    @property
+    def version(self) -> Any:
+        """Return the version of the definition."""
+        pinned = self.spec.version
+        return (self.task.config.metadata or {}).get("version") if pinned is None else pinned
+
+    @property
+    def has_gold(self) -> bool:
+        """Return whether the documents name a right answer; 0 without options names none."""
+        config = self.task.config
+        return config.doc_to_target != 0 or config.doc_to_choice is not None
+
     @functools.cached_property
     def aliases(self) -> dict[str, list[str]]:
         """Return the accepted answers of each item."""
-        return {
-            name: accepted(self.task, doc) for name, doc in zip(self.ids, self.docs, strict=True)
-        }
+        return {name: self._golds(doc) for name, doc in zip(self.ids, self.docs, strict=True)}
+
+    def _golds(self, doc: Mapping[str, Any]) -> list[str]:
+        return accepted(self.task, doc) if self.has_gold else []
 
 
 def accepted(task: Any, doc: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
+import lm_eval.tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -21,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
-from clbench import decoding, drift, evalcache, evalresult
+from clbench import decoding, drift, evalcache, evalkeys, evalresult
 from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.decoding import Alternatives, Generation
@@ -181,13 +182,15 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
     """Return lm-eval's task of an eval: its own by name, or ours from its fields.
 
     The documents are those that `hub` finds, whatever the task would have downloaded. Raises
-    UserError for a name that lm-eval does not know.
+    UserError for a name that lm-eval does not know, for another version of it than the eval is
+    pinned to, and for what the eval needs and this machine does not have.
     """
+    evalkeys.check_needs(spec)
+    if spec.setup is not None:
+        spec.setup()
     if isinstance(spec.config, str):
-        entry = _task_index().get(spec.config)
-        if entry is None or entry.yaml_path is None:
-            raise UserError(f"lm-eval {lm_eval.__version__} has no task {spec.config!r}")
-        fields = dict(load_yaml(entry.yaml_path, resolve_func=True))
+        fields = dict(load_yaml(_definition(spec.config), resolve_func=True))
+        evalkeys.check_version(spec, fields.get("metadata", {}).get("version"))
     else:
         fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
         fields |= {"task": spec.id, "metadata": {"version": spec.version}}
@@ -203,18 +206,33 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
                 fields.pop(key, None)
     for key in ("tag", "group"):  # where lm-eval lists a task, not what it is
         fields.pop(key, None)
+    fields["num_fewshot"] = evalkeys.shots(spec, fields)
+    evalkeys.check_examples(spec, fields)
     with quiet():
         task = ConfigurableTask(config=fields)
-    if task.config.num_fewshot is None:
-        task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
 
 
 @functools.cache
 def _task_index() -> dict[str, Any]:
-    """Return what lm-eval knows by name; it reads thousands of files to say so."""
+    """Return what lm-eval knows by name; it reads thousands of files to say so, ten seconds."""
     return dict(TaskManager().task_index)
+
+
+def _definition(name: str) -> Path:
+    """Return the file of one of lm-eval's tasks; raises UserError for an unknown name.
+
+    Most lie in a file or a folder of their name; the index of all is made for the others only.
+    """
+    root = Path(lm_eval.tasks.__file__).parent
+    for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted(root.rglob(f"{name}/*.yaml"))]:
+        if load_yaml(path, resolve_func=False).get("task") == name:
+            return path
+    entry = _task_index().get(name)
+    if entry is None or entry.yaml_path is None:
+        raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
+    return Path(entry.yaml_path)
 
 
 def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
@@ -291,7 +309,7 @@ class Evaluator:
         self.isolation = isolation
         self.cache_dir = cache_dir
         self._plans: dict[str, EvalPlan] = {}
-        self._ceilings: dict[str, float] = {}
+        self._ceilings: dict[str, float | None] = {}
         self._alternatives: dict[str, dict[str, Alternatives]] = {}
 
     def evaluate(
@@ -333,11 +351,12 @@ class Evaluator:
                 self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]
 
-    def ceiling(self, name: str) -> float:
+    def ceiling(self, name: str) -> float | None:
         """Return the score of an oracle that writes the gold through the eval's stops.
 
-        For code it is the share of references that the stops leave whole; `check_code` runs
-        them.
+        None for an eval whose documents name no right answer. For code it is the share of
+        references that the stops leave whole; `check_code_eval` runs them. Raises UserError for
+        a pinned key that lm-eval does not print.
         """
         if name not in self._ceilings:
             plan = self.plan(name)
@@ -348,7 +367,9 @@ class Evaluator:
                 self._ceilings[name] = sum(whole) / len(whole)
             else:
                 results = run_harness(oracle, plan)["results"]
-                self._ceilings[name] = read_metric(plan, results, plan.spec.metric)
+                evalkeys.check_printed(plan.spec, results[plan.task.task_name])
+                score = read_metric(plan, results, plan.spec.metric)
+                self._ceilings[name] = score if plan.has_gold else None
         return self._ceilings[name]
 
     def identity(self, name: str, weights_digest: str) -> dict[str, Any]:

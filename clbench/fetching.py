@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clbench import leak, model_files, registry
+from clbench import evalkeys, leak, model_files, registry
 from clbench.config import RunConfig
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
@@ -62,6 +62,7 @@ def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None 
     kept = Lock() if update else before
     repositories = Repositories(kept, remedy="clbench fetch --update", advance=progress.advance)
     edition = registry.stream(config.stream).edition(config.data or "full")
+    evalkeys.check_needs(*edition.evals)
     data_dir = None if config.data_dir is None else Path(config.data_dir)
     hub = Hub(repositories, data_dir=data_dir)
     contents = _Contents(config, edition, Strategy(), torch.device("cpu"), None, hub)

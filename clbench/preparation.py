@@ -17,7 +17,7 @@ import datasets
 import torch
 import transformers
 
-from clbench import data, evalcache, leak, models, registry, sandbox, tokens, training
+from clbench import data, evalcache, evalkeys, leak, models, registry, sandbox, tokens, training
 from clbench.chat import Chat
 from clbench.config import RunConfig
 from clbench.dataset import DataSet, Source
@@ -350,6 +350,7 @@ def prepare(config: RunConfig) -> Plan:
             f"strategy {config.strategy} is calibrated on world text and stream {config.stream} "
             'has none: give it the key calibration, e.g. calibration = "tiny-facts"'
         )
+    evalkeys.check_needs(*edition.evals)
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -107,12 +107,14 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
 
 
 def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Describe the evals; for a model other than tiny, also whether batches move its outcomes."""
+    """Describe the evals; for a model other than tiny, also whether the measurement holds up."""
     described = plan.evaluator.describe()
     for spec in plan.edition.evals:
         described[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
-    if plan.config.model == "tiny":  # its card says so
+    if plan.config.model == "tiny":  # its card says so, and tests hold for its programs
         return described
+    for name, check in evalchecks.code_checks(plan.evaluator).items():
+        described[name]["code_check"] = check
     model, cache = plan.loaded.model, plan.evaluator.cache_dir
     assert cache is not None  # Plan gives one
     found = evalchecks.recalled_agreement(
@@ -232,6 +234,9 @@ def flags(record: Record) -> tuple[str, ...]:
     agreements = [getattr(block, "batch_agreement", None) for block in record.evals.values()]
     if any(each is not None and not each["passed"] for each in agreements):
         found.add("batch_dependent")
+    checks = [getattr(block, "code_check", None) or {} for block in record.evals.values()]
+    if any(each.get("failing_references") or each.get("passing_empties") for each in checks):
+        found.add("code_check")
     return tuple(sorted(found))
 
 

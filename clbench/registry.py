@@ -111,7 +111,37 @@ def make(group: str, name: str, kind: type[Made] | tuple[type[Made], ...]) -> Ma
 
 
 def preset(name: str) -> Mapping[str, Any]:
-    """Return the tables of a preset, by name or by the path of a TOML file; raises UserError."""
+    """Return the tables of a preset, by name or by the path of a TOML file; raises UserError.
+
+    In "paper:trace" the second word chooses among the tables that the preset keeps per source.
+    """
+    base, _, source = (name, "", "") if ".py:" in name else name.partition(":")
+    tables = _preset_tables(base)
+    if not source:
+        return tables
+    choices = tables.get("sources", {})
+    if source not in choices:
+        raise unknown(f"source of preset {base}", source, choices)
+    return choices[source]  # type: ignore[no-any-return]
+
+
+def preset_name(name: str, source: str | None) -> str:
+    """Return the full name of a preset for a stream whose protocol is `source`'s.
+
+    Raises UserError for a preset kept per source where the stream has none.
+    """
+    if ":" in name or "sources" not in _preset_tables(name):
+        return name
+    choices = _preset_tables(name)["sources"]
+    if source is None:
+        raise UserError(
+            f"preset {name} is kept by source and this stream follows none; write {name}:SOURCE; "
+            f"choices: {', '.join(sorted(choices))}"
+        )
+    return f"{name}:{source}"
+
+
+def _preset_tables(name: str) -> Mapping[str, Any]:
     found = Path(name) if name.endswith(".toml") else load(PRESETS, name)
     if isinstance(found, Mapping):
         return found

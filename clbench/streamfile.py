@@ -236,10 +236,11 @@ def _lm_eval(table: EvalTable, data: DataSet) -> Eval:
     """Return one of lm-eval's own tasks, which reads the split of the same name."""
     return Eval(
         id=table.name or str(table.lm_eval),
-        version=1,
+        version=None,
         config=str(table.lm_eval),
         metric=str(table.metric),
         chance=table.chance or 0.0,
+        shots=table.shots,
         data={table.split or "test": data},
     )
 

@@ -76,6 +76,7 @@ class EvalTable(TextTable):
     use: str | None = None
     lm_eval: str | None = None
     metric: str | None = None  # the key under lm-eval's results, "metric,filter"
+    shots: int | None = Field(default=None, ge=0)  # None is what lm-eval's task says
     score: str | None = None
     stops: Texts | None = None
     new_tokens: Count | None = None
@@ -94,8 +95,8 @@ class EvalTable(TextTable):
             ways[0],
             {
                 "use": {"eval_limit"},
-                "lm_eval": {"metric", *source},
-                "score": {*EvalTable.model_fields} - {"metric"},
+                "lm_eval": {"metric", "shots", *source},
+                "score": {*EvalTable.model_fields} - {"metric", "shots"},
             }[ways[0]],
         )
         if self.lm_eval is not None and self.metric is None:

@@ -9,6 +9,8 @@ from typing import Any
 from clbench.dataset import DataSet, Source, Template, Values
 from clbench.task import Eval, Task
 
+from .real import learning, mean
+
 LETTERS = "ABCDEFGHIJ"
 REFERENCE = "refs/convert/parquet"  # the hub's own conversion of a repository with a script
 
@@ -68,10 +70,7 @@ def choice_task(
             "doc_to_text": "prompt",
             "doc_to_choice": "options",
             "doc_to_target": "gold",
-            "metric_list": [
-                {"metric": key, "aggregation": "mean", "higher_is_better": True}
-                for key in ("acc", "acc_norm")
-            ],
+            "metric_list": [mean("acc"), mean("acc_norm")],
         },
         metric=f"{metric},none",
         other_metrics=("acc_norm,none" if metric == "acc" else "acc,none",),
@@ -231,7 +230,7 @@ def mmlu() -> Eval:
             "doc_to_text": "prompt",
             "doc_to_choice": "options",
             "doc_to_target": "gold",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [mean("acc")],
         },
         metric="acc,none",
         chance=0.25,

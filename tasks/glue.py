@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from clbench.dataset import DataSet, Source, Template, Values
 from clbench.task import Eval, Task
 
+from .real import learning
+
 MOST_ITEMS = 2000  # in the default run; --eval full asks everything
 
 
@@ -31,14 +33,8 @@ class Labelled:
 
     def task(self) -> Task:
         """Return the task, trained on the train split."""
-        return Task(
-            self.name,
-            Source(self.data, Template(self.prompt, " {answer}"), self._row),
-            (self._eval(),),
-            about=self.about,
-            license=self.data.license,
-            info={"id": self.data.id},
-        )
+        source = Source(self.data, Template(self.prompt, " {answer}"), self._row)
+        return learning(self.name, source, (self._eval(),), self.about)
 
     def _eval(self) -> Eval:
         scored = DataSet(
@@ -222,7 +218,7 @@ def social_iqa() -> Task:
         about="what people feel and do, three options",
     )
     template = Template("Q: {context} {question}\nA:", " {answer}")
-    return Task("social-iqa", Source(data, template, row), (scored,), about=scored.about)
+    return learning("social-iqa", Source(data, template, row), (scored,), scored.about)
 
 
 def piqa() -> Eval:
