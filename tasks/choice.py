@@ -81,7 +81,7 @@ def choice_task(
         about=about,
     )
     source = Source(train, Template("{prompt}", " {answer}"), row, version=version)
-    return Task(name, source, (scored,), about=about, license=train.license, info={"id": train.id})
+    return learning(name, source, (scored,), about)
 
 
 def answer_of(asked: Question) -> str:
