@@ -94,7 +94,7 @@ def lettered(passage: str, question: str, options: tuple[str, ...], gold: int) -
     lines = [f"Passage: {passage}"] if passage else []
     lines += [f"Question: {question}", "Choices:"]
     lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return Question(f"{passage} {question}".strip(), "\n".join([*lines, "Answer:"]), options, gold)
+    return Question("\n".join(lines), "\n".join([*lines, "Answer:"]), options, gold)
 
 
 def logiqa() -> Task:
@@ -191,7 +191,7 @@ def multirc() -> Task:
         question = f"{record['paragraph']}\nQuestion: {record['question']}"
         prompt = f"{question}\nCandidate: {record['answer']}\nIs the candidate right?\nAnswer:"
         return Question(
-            f"{record['question']} {record['answer']}",
+            f"{question} {record['answer']}",
             prompt,
             ("no", "yes"),
             int(record["label"]),
@@ -219,7 +219,8 @@ def mmlu() -> Eval:
         subject = record["subject"].replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         prompt = "\n".join([f"{head}{question}", *lines, "Answer:"])
-        return Question(question, prompt, tuple(LETTERS[:4]), int(record["answer"])).document()
+        asked = "\n".join([question, *lines])
+        return Question(asked, prompt, tuple(LETTERS[:4]), int(record["answer"])).document()
 
     data = DataSet("cais/mmlu", "test", "all", columns=("question", "subject", "choices", "answer"))
     return Eval(

@@ -52,10 +52,14 @@ class Labelled:
             other_metrics=self.others,
             chance=1 / len(self.labels),
             data={self.split: scored},
+            prepare=self._document,
             default_items=MOST_ITEMS,
             data_id=scored.id,
             about=self.about,
         )
+
+    def _document(self, record: Values) -> Values:
+        return {**record, "probe": self.prompt.format_map(derived(record))}
 
     def _row(self, record: Values) -> Values:
         return {**derived(record), "answer": self.labels[record["label"]]}
@@ -214,6 +218,7 @@ def social_iqa() -> Task:
         metric="acc,none",
         chance=1 / 3,
         data={"validation": DataSet(data.id, "validation", columns=data.columns)},
+        prepare=lambda record: {**record, "probe": f"{record['context']} {record['question']}"},
         data_id=data.id,
         about="what people feel and do, three options",
     )

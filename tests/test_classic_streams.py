@@ -10,6 +10,8 @@ import repos_classics
 import repos_math_code_if
 import repos_models
 from hub_fixtures import hub_environment
+from local_hub import Repo
+from test_math_code_if import splitter, talkative_no_more  # noqa: F401
 
 from clbench import api, registry
 from clbench.results import Record
@@ -52,10 +54,14 @@ ORDERS = {  # O-LoRA, arXiv 2310.14152, appendix
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return the folder of TRACE, beside a hub with everything else."""
+def place(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """Return the folder of TRACE, beside a hub with everything else and a Llama that soon stops."""
+    request.getfixturevalue("splitter")
     root = tmp_path_factory.mktemp("streams")
-    repos = repos_math_code_if.repos() | repos_classics.repos() | repos_models.repos()
+    repos = repos_math_code_if.repos() | repos_classics.repos()
+    repos[f"models/{repos_models.LLAMA}"] = Repo([talkative_no_more(repos_models.llama_files())])
     with hub_environment(repos, root / "hf"):
         yield repos_classics.write_trace(root / "trace")
 

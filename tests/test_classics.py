@@ -121,13 +121,13 @@ def test_lm_eval_asks_logiqa_and_scienceqa_in_the_same_shape(hub: Hub) -> None:
     (spec,) = task("logiqa").evals
     prompt = evaluator(spec, hub=hub).plan(spec.id).prompts[0]
     assert prompt == (
-        "Passage: All gardens in Quito are old. This is a garden in Quito.\n"
+        "Passage: All harbors in Delhi are old. This is a harbor in Delhi.\n"
         "Question: Which of the following must be true?\nChoices:\nA. It is new.\nB. It is old.\n"
         "C. It is far away.\nD. Nothing is known.\nAnswer:"
-    ).replace("gardens in Quito", "harbors in Cairo").replace("garden in Quito", "harbor in Cairo")
+    )
     (spec,) = task("scienceqa").evals
     first, second = evaluator(spec, hub=hub).plan(spec.id).prompts[:2]
-    assert first.startswith("Question: Which of these is alive in Oslo?\nChoices:\nA. a stone\n")
+    assert first.startswith("Question: Which of these is alive in Tunis?\nChoices:\nA. a stone\n")
     assert second.startswith("Passage: Trees grow.\nQuestion: ")
 
 
