@@ -214,12 +214,6 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
     return task
 
 
-@functools.cache
-def _task_index() -> dict[str, Any]:
-    """Return what lm-eval knows by name; it reads thousands of files to say so, ten seconds."""
-    return dict(TaskManager().task_index)
-
-
 def _definition(name: str) -> Path:
     """Return the file of one of lm-eval's tasks; raises UserError for an unknown name.
 
@@ -233,6 +227,12 @@ def _definition(name: str) -> Path:
     if entry is None or entry.yaml_path is None:
         raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
     return Path(entry.yaml_path)
+
+
+@functools.cache
+def _task_index() -> dict[str, Any]:
+    """Return what lm-eval knows by name; it reads thousands of files to say so."""
+    return dict(TaskManager().task_index)
 
 
 def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pytest
 import repos_math_code_if
 import repos_models
 from clbench_tasks import math_answer, real_code, real_instruct, real_math, world
-from clbench_tasks.streams import MATH_CODE_IF
 from evaltoys import evaluator
 from hub_fixtures import HubEnv, hub_environment
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -461,6 +460,13 @@ def test_every_row_of_the_paper_preset_resolves(source: str, strategy: str) -> N
     )
 
 
+def test_the_paper_preset_has_every_source_that_a_stream_names() -> None:
+    streams = [registry.stream(entry.name) for entry in registry.listing(registry.STREAMS)]
+    named = {stream.source for stream in streams if stream.source is not None}
+    assert "lora-null" in named
+    assert named <= set(PAPER)
+
+
 def test_paper_means_the_streams_own_source() -> None:
     config = api.resolve("math-code-if", "lora-null", model="x/y", preset="paper")
     assert config.preset == "paper:lora-null"
@@ -523,4 +529,3 @@ def test_the_stream_runs_end_to_end_on_a_llama_of_the_hub(served: HubEnv, tmp_pa
     assert {"limited", "same_source", "unisolated"} <= set(record.flags)
     assert record.data["tasks"]["metamath"]["license"] == "MIT"
     assert record.evals["ifeval"].ceiling is None
-    assert MATH_CODE_IF.source == "lora-null"
