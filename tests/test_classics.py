@@ -15,11 +15,14 @@ from clbench_tasks import classify, scorers, trace
 from evaltoys import evaluator
 from hub_fixtures import hub_environment
 
+from clbench import registry, training
+from clbench.config import TrainConfig
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError
 from clbench.evalplan import accepted
 from clbench.evaluation import Oracle, read_metric, run_harness
 from clbench.hub import Hub
+from clbench.strategy import Example
 from clbench.task import Eval, Task
 
 MODULES = ("choice", "classify", "glue", "trace", "writing")
@@ -202,6 +205,15 @@ def test_the_published_passes_are_kept() -> None:
     makers = (trace.c_stance, trace.fomc, trace.meetingbank, trace.py150)
     makers += (trace.scienceqa, trace.numglue_cm, trace.numglue_ds, trace.minuten)
     assert [make().epochs for make in makers] == [5, 3, 7, 5, 3, 5, 5, 7]
+    preset = registry.preset("paper:trace")
+    assert preset["train"]["epochs"] == "task"
+    examples = [Example((1, 2, 3), (False, True, True), "meetingbank", at) for at in range(4)]
+    asked = TrainConfig.of({"epochs": "task"})
+    assert training.budget(examples, asked, trace.meetingbank().epochs) == 7 * 12
+    assert training.budget(examples, asked) == 12
+    assert training.budget(examples, TrainConfig.of({"epochs": 2}), 7) == 24
+    with pytest.raises(UserError, match='greater than 0, or "task"'):
+        TrainConfig.of({"epochs": 0})
 
 
 def score(scorer: Any, gold: str, written: str, **doc: str) -> float:
