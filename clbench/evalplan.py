@@ -125,8 +125,12 @@ class EvalPlan:
         }
 
     def _question(self, doc: Mapping[str, Any]) -> str:
-        """Return what a document asks, without worked examples and without a chat template."""
-        return str(doc["question"] if "question" in doc else self.task.doc_to_text(doc))
+        """Return what a document asks, without worked examples and without a chat template.
+
+        `probe` is for a task of lm-eval whose `question` alone asks the same of many documents.
+        """
+        asked = next((doc[key] for key in ("probe", "question") if key in doc), None)
+        return str(self.task.doc_to_text(doc) if asked is None else asked)
 
     def describe(self) -> dict[str, Any]:
         """Return, for the record, how this eval is asked and read."""

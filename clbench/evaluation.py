@@ -230,10 +230,10 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
 def _definition(name: str) -> Path:
     """Return the file of one of lm-eval's tasks; raises UserError for an unknown name.
 
-    Most lie in a file or a folder of their name, and lm-eval's index of all takes ten seconds.
+    Most lie in a file or a folder of their name; the index of all is made for the others only.
     """
     root = Path(lm_eval.tasks.__file__).parent
-    for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted((root / name).glob("*.yaml"))]:
+    for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted(root.rglob(f"{name}/*.yaml"))]:
         if load_yaml(path, resolve_func=False).get("task") == name:
             return path
     entry = _task_index().get(name)

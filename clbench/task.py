@@ -35,7 +35,8 @@ class Eval:
     fields of a task of ours. Documents come from `data`, which maps a split that the task reads
     to its data set, through `prepare`, which makes a document of a record and returns None to
     leave one out; or from the field `docs` of a task of ours, a function that returns them.
-    A document of ours has an `id`; `reference` is a right response in full. `metric` is the
+    A document of ours has an `id`; `reference` is a right response in full, `question` (or
+    `probe`) what a leak check looks for. `metric` is the
     pinned key under lm-eval's `results[task]`, "metric,filter"; a key that lm-eval does not
     print is an error, never a guess.
     `version` is what the definition must have; None takes the one that is installed.

@@ -17,6 +17,7 @@ ORDER = (
     "getting-started.md",
     "streams.md",
     "real-streams.md",
+    "classic-streams.md",
     "data.md",
     "strategies",
     "contract.md",

@@ -9,6 +9,8 @@ from typing import Any
 from clbench.dataset import DataSet, Source, Template, Values
 from clbench.task import Eval, Task
 
+from .real import learning, mean
+
 LETTERS = "ABCDEFGHIJ"
 REFERENCE = "refs/convert/parquet"  # the hub's own conversion of a repository with a script
 
@@ -68,10 +70,7 @@ def choice_task(
             "doc_to_text": "prompt",
             "doc_to_choice": "options",
             "doc_to_target": "gold",
-            "metric_list": [
-                {"metric": key, "aggregation": "mean", "higher_is_better": True}
-                for key in ("acc", "acc_norm")
-            ],
+            "metric_list": [mean("acc"), mean("acc_norm")],
         },
         metric=f"{metric},none",
         other_metrics=("acc_norm,none" if metric == "acc" else "acc,none",),
@@ -82,7 +81,7 @@ def choice_task(
         about=about,
     )
     source = Source(train, Template("{prompt}", " {answer}"), row, version=version)
-    return Task(name, source, (scored,), about=about, license=train.license, info={"id": train.id})
+    return learning(name, source, (scored,), about)
 
 
 def answer_of(asked: Question) -> str:
@@ -95,7 +94,7 @@ def lettered(passage: str, question: str, options: tuple[str, ...], gold: int) -
     lines = [f"Passage: {passage}"] if passage else []
     lines += [f"Question: {question}", "Choices:"]
     lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return Question(f"{passage} {question}".strip(), "\n".join([*lines, "Answer:"]), options, gold)
+    return Question("\n".join(lines), "\n".join([*lines, "Answer:"]), options, gold)
 
 
 def logiqa() -> Task:
@@ -192,7 +191,7 @@ def multirc() -> Task:
         question = f"{record['paragraph']}\nQuestion: {record['question']}"
         prompt = f"{question}\nCandidate: {record['answer']}\nIs the candidate right?\nAnswer:"
         return Question(
-            f"{record['question']} {record['answer']}",
+            f"{question} {record['answer']}",
             prompt,
             ("no", "yes"),
             int(record["label"]),
@@ -220,7 +219,8 @@ def mmlu() -> Eval:
         subject = record["subject"].replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         prompt = "\n".join([f"{head}{question}", *lines, "Answer:"])
-        return Question(question, prompt, tuple(LETTERS[:4]), int(record["answer"])).document()
+        asked = "\n".join([question, *lines])
+        return Question(asked, prompt, tuple(LETTERS[:4]), int(record["answer"])).document()
 
     data = DataSet("cais/mmlu", "test", "all", columns=("question", "subject", "choices", "answer"))
     return Eval(
@@ -231,7 +231,7 @@ def mmlu() -> Eval:
             "doc_to_text": "prompt",
             "doc_to_choice": "options",
             "doc_to_target": "gold",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [mean("acc")],
         },
         metric="acc,none",
         chance=0.25,

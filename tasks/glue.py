@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from clbench.dataset import DataSet, Source, Template, Values
 from clbench.task import Eval, Task
 
+from .real import learning
+
 MOST_ITEMS = 2000  # in the default run; --eval full asks everything
 
 
@@ -31,14 +33,8 @@ class Labelled:
 
     def task(self) -> Task:
         """Return the task, trained on the train split."""
-        return Task(
-            self.name,
-            Source(self.data, Template(self.prompt, " {answer}"), self._row),
-            (self._eval(),),
-            about=self.about,
-            license=self.data.license,
-            info={"id": self.data.id},
-        )
+        source = Source(self.data, Template(self.prompt, " {answer}"), self._row)
+        return learning(self.name, source, (self._eval(),), self.about)
 
     def _eval(self) -> Eval:
         scored = DataSet(
@@ -56,10 +52,14 @@ class Labelled:
             other_metrics=self.others,
             chance=1 / len(self.labels),
             data={self.split: scored},
+            prepare=self._document,
             default_items=MOST_ITEMS,
             data_id=scored.id,
             about=self.about,
         )
+
+    def _document(self, record: Values) -> Values:
+        return {**record, "probe": self.prompt.format_map(derived(record))}
 
     def _row(self, record: Values) -> Values:
         return {**derived(record), "answer": self.labels[record["label"]]}
@@ -218,11 +218,12 @@ def social_iqa() -> Task:
         metric="acc,none",
         chance=1 / 3,
         data={"validation": DataSet(data.id, "validation", columns=data.columns)},
+        prepare=lambda record: {**record, "probe": f"{record['context']} {record['question']}"},
         data_id=data.id,
         about="what people feel and do, three options",
     )
     template = Template("Q: {context} {question}\nA:", " {answer}")
-    return Task("social-iqa", Source(data, template, row), (scored,), about=scored.about)
+    return learning("social-iqa", Source(data, template, row), (scored,), scored.about)
 
 
 def piqa() -> Eval:

@@ -9,7 +9,8 @@ from typing import Any
 from clbench.dataset import DataSet, Source, Template
 from clbench.task import Eval, Task
 
-from . import glue, scorers, writing
+from . import glue, real_math, scorers
+from .real import greedy, learning, mean
 
 TRAINED = 5000  # rows of a task
 LINE = ("\n",)  # what ends a short answer; long ones end at the end of the sequence
@@ -49,12 +50,8 @@ def _task(
             "doc_to_target": "gold",
             "target_delimiter": "",
             "process_results": score,
-            "generation_kwargs": {
-                "until": list(stops),
-                "max_gen_toks": new_tokens,
-                "do_sample": False,
-            },
-            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+            "generation_kwargs": greedy(stops, new_tokens),
+            "metric_list": [mean(metric)],
         },
         metric=f"{metric},none",
         data={"test": test},
@@ -63,7 +60,7 @@ def _task(
         about=about,
     )
     source = Source(train, Template("{prompt}", "{answer}"), limit=TRAINED)
-    return Task(name, source, (scored,), about=about, epochs=epochs)
+    return replace(learning(name, source, (scored,), about), epochs=epochs)
 
 
 def document(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,4 +147,4 @@ def general_boolq() -> Eval:
 
 def general_gsm8k() -> Eval:
     """Return GSM8K as one of TRACE's general abilities."""
-    return replace(writing.gsm8k().evals[0], group="general")
+    return replace(real_math.gsm8k(), group="general")

@@ -8,6 +8,8 @@ from typing import Any
 from clbench.dataset import DataSet, Source, Template, Values
 from clbench.task import Eval, Task
 
+from . import real_math
+from .real import greedy, learning, mean
 from .scorers import rouge
 
 MOST_ROWS = 10_000  # drawn to train on, of 287,113 articles and of 4.5 million sentences
@@ -15,22 +17,9 @@ MOST_ROWS = 10_000  # drawn to train on, of 287,113 articles and of 4.5 million 
 
 def gsm8k() -> Task:
     """Return GSM8K, trained on its own train split and asked as lm-eval asks, with five shots."""
-    train, test = (
-        DataSet("openai/gsm8k", split, "main", columns=("question", "answer"), license="MIT")
-        for split in ("train", "test")
-    )
-    scored = Eval(
-        id="gsm8k",
-        version=3,
-        config="gsm8k",
-        metric="exact_match,flexible-extract",
-        other_metrics=("exact_match,strict-match",),
-        data={"train": train, "test": test},
-        data_id=train.id,
-        about="word problems with a chain of thought, read by their last number",
-    )
     template = Template("Question: {question}\nAnswer:", " {answer}", "{question}")
-    return Task("gsm8k", Source(train, template), (scored,), about=scored.about, license="MIT")
+    scored = real_math.gsm8k()
+    return learning("gsm8k", Source(real_math.GSM8K["train"], template), (scored,), scored.about)
 
 
 def cnn_dailymail() -> Task:
@@ -58,11 +47,8 @@ def cnn_dailymail() -> Task:
             "doc_to_text": "prompt",
             "doc_to_target": "gold",
             "process_results": rouge,
-            "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 128, "do_sample": False},
-            "metric_list": [
-                {"metric": key, "aggregation": "mean", "higher_is_better": True}
-                for key in ("rougeL", "rouge1", "rouge2")
-            ],
+            "generation_kwargs": greedy(("\n\n",), 128),
+            "metric_list": [mean(key) for key in ("rougeL", "rouge1", "rouge2")],
         },
         metric="rougeL,none",
         other_metrics=("rouge1,none", "rouge2,none"),
@@ -73,7 +59,7 @@ def cnn_dailymail() -> Task:
         about="the highlights of a news article",
     )
     source = Source(train, Template(prompt, " {highlights}"))
-    return Task("cnn-dailymail", source, (scored,), about=scored.about, license=license)
+    return learning("cnn-dailymail", source, (scored,), scored.about)
 
 
 def wmt16_de_en() -> Task:
@@ -99,4 +85,4 @@ def wmt16_de_en() -> Task:
         about="German news in English",
     )
     source = Source(train, Template("German phrase: {de}\nEnglish phrase:", " {en}"), row)
-    return Task("wmt16-de-en", source, (scored,), about=scored.about, license=license)
+    return learning("wmt16-de-en", source, (scored,), scored.about)

@@ -14,6 +14,7 @@ Rows = list[dict[str, Any]]
 Splits = Mapping[str, Rows]
 
 PLACES = ("Oslo", "Lima", "Cairo", "Riga", "Quito", "Accra", "Turin", "Osaka")
+OTHERS = ("Tunis", "Sofia", "Delhi", "Perth", "Hanoi", "Paris", "Tokyo", "Miami")  # evals ask of
 THINGS = ("bridge", "market", "harbor", "library", "garden", "tower", "station", "museum")
 SCRIPT = b"# a loading script, which is never run\n"
 
@@ -23,7 +24,7 @@ def repos() -> dict[str, Repo]:
     found = {
         "nyu-mll/glue": _configured(glue()),
         "aps/super_glue": _configured(super_glue()),
-        "lighteval/siqa": _plain({"train": siqa(12), "validation": siqa(8)}),
+        "lighteval/siqa": _plain({"train": siqa(12), "validation": elsewhere(siqa(8))}),
         "derek-thomas/ScienceQA": _science(),
         "fancyzhx/ag_news": _plain(_by_class(4, text="text")),
         "fancyzhx/dbpedia_14": _configured({"dbpedia_14": _by_class(14, "title", text="content")}),
@@ -34,7 +35,9 @@ def repos() -> dict[str, Repo]:
             f"{split}.jsonl": json_lines(amazon(size))
             for split, size in {"train": 8, "validation": 2, "test": 4}.items()
         },
-        "abisee/cnn_dailymail": _configured({"3.0.0": {"train": cnn(10), "test": cnn(6)}}),
+        "abisee/cnn_dailymail": _configured(
+            {"3.0.0": {"train": cnn(10), "test": elsewhere(cnn(6))}}
+        ),
         "wmt/wmt16": _configured({"de-en": wmt16()}),
         "cais/mmlu": _configured({"all": {"test": mmlu(), "dev": mmlu()[:2]}}),
         "baber/piqa": _plain({"train": piqa(8), "validation": piqa(6)}),
@@ -47,6 +50,17 @@ def repos() -> dict[str, Repo]:
             "sentiment140", "sentiment140", sentiment140()
         ),
     }
+
+
+def elsewhere(value: Any) -> Any:
+    """Return the same of other places, so that no eval asks what a training row asks."""
+    if isinstance(value, str):
+        for place, other in zip(PLACES, OTHERS, strict=True):
+            value = value.replace(place, other).replace(place.lower(), other.lower())
+        return value
+    if isinstance(value, dict):
+        return {key: elsewhere(entry) for key, entry in value.items()}
+    return [elsewhere(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _plain(splits: Splits) -> dict[str, bytes]:
@@ -107,15 +121,21 @@ def glue() -> dict[str, dict[str, Rows]]:
         for n, p in enumerate(PLACES)
     ]
     films = [
-        {"sentence": f"a {'dull' if n % 2 == 0 else 'bright'} film about a {t} ", "label": n % 2}
-        for n, t in enumerate(THINGS)
+        {
+            "sentence": f"a {'dull' if n % 2 == 0 else 'bright'} film about a {t} in {p} ",
+            "label": n % 2,
+        }
+        for n, (t, p) in enumerate(zip(THINGS, PLACES, strict=True))
     ]
     return {
-        "mnli": {"train": _numbered(claims), "validation_matched": _numbered(claims[:6])},
-        "mrpc": {"train": _numbered(pairs), "validation": _numbered(pairs[:6])},
-        "qqp": {"train": _numbered(asked), "validation": _numbered(asked[:6])},
-        "sst2": {"train": _numbered(films), "validation": _numbered(films[:6])},
-        "rte": {"train": _numbered(pairs), "validation": _numbered(pairs[2:8])},
+        "mnli": {
+            "train": _numbered(claims),
+            "validation_matched": _numbered(elsewhere(claims[:6])),
+        },
+        "mrpc": {"train": _numbered(pairs), "validation": _numbered(elsewhere(pairs[:6]))},
+        "qqp": {"train": _numbered(asked), "validation": _numbered(elsewhere(asked[:6]))},
+        "sst2": {"train": _numbered(films), "validation": _numbered(elsewhere(films[:6]))},
+        "rte": {"train": _numbered(pairs), "validation": _numbered(elsewhere(pairs[2:8]))},
     }
 
 
@@ -130,12 +150,16 @@ def super_glue() -> dict[str, dict[str, Rows]]:
         for n, (t, p) in enumerate(zip(THINGS, PLACES, strict=True))
     ]
     cb = [
-        {"premise": f"B: I think the {t} is old.", "hypothesis": f"the {t} is old", "label": n % 3}
+        {
+            "premise": f"B: I think the {t} in {PLACES[n]} is old.",
+            "hypothesis": f"the {t} is old",
+            "label": n % 3,
+        }
         for n, t in enumerate(THINGS)
     ]
     copa = [
         {
-            "premise": f"The {t} was closed.",
+            "premise": f"The {t} in {PLACES[n]} was closed.",
             "choice1": "The visitors went home.",
             "choice2": "It was being repaired.",
             "question": ("effect", "cause")[n % 2],
@@ -167,7 +191,7 @@ def super_glue() -> dict[str, dict[str, Rows]]:
     ]
     named = {"boolq": boolq, "cb": cb, "copa": copa, "multirc": multirc, "wic": wic}
     return {
-        name: {"train": _numbered(rows), "validation": _numbered(rows[:6])}
+        name: {"train": _numbered(rows), "validation": _numbered(elsewhere(rows[:6]))}
         for name, rows in named.items()
     }
 
@@ -180,7 +204,7 @@ def siqa(size: int) -> Rows:
     """Return what people do, three options each."""
     return [
         {
-            "context": f"Kim went to the {THINGS[n % 8]} number {n}.",
+            "context": f"Kim went to the {THINGS[n % 8]} of {PLACES[n % 8]} with {n} friends.",
             "question": "What will Kim do next?",
             "answerA": "look around",
             "answerB": "fall asleep",
@@ -213,7 +237,9 @@ def _science() -> dict[str, bytes]:
         {"huggingface": json.dumps({"info": {"features": features}})},
     )
     return {
-        f"data/{split}-00000-of-00001-{'0' * 16}.parquet": parquet(science(size), schema)
+        f"data/{split}-00000-of-00001-{'0' * 16}.parquet": parquet(
+            science(size) if split == "train" else elsewhere(science(size)), schema
+        )
         for split, size in {"train": 12, "validation": 4, "test": 9}.items()
     }
 
@@ -243,7 +269,7 @@ def logiqa() -> dict[str, Rows]:
         }
         for t, p in zip(THINGS, PLACES, strict=True)
     ]
-    return {"train": rows, "validation": rows[:2], "test": rows[2:]}
+    return {"train": rows, "validation": rows[:2], "test": elsewhere(rows[2:])}
 
 
 def yahoo() -> dict[str, Rows]:
@@ -270,7 +296,7 @@ def amazon(each: int) -> Rows:
     return [
         {
             "id": f"en_{n}_{stars}",
-            "text": f"{'Long story. ' * 200 if n == 0 else ''}This {THINGS[n]} is {word}.",
+            "text": "Long story. " * 200 * (n == 0) + f"This {THINGS[n]} of {each} is {word}.",
             "label": stars,
             "label_text": str(stars),
         }
@@ -282,10 +308,10 @@ def amazon(each: int) -> Rows:
 def sentiment140() -> dict[str, Rows]:
     """Return tweets: the train split sorted and without neutral ones, as the real one is."""
 
-    def tweet(at: int, sentiment: int) -> dict[str, Any]:
+    def tweet(at: int, sentiment: int, day: str) -> dict[str, Any]:
         word = {0: "miss", 2: "see", 4: "love"}[sentiment]
         return {
-            "text": f"@kim i {word} the {THINGS[at % 8]} {at}",
+            "text": f"@kim i {word} the {THINGS[at % 8]} {at} on {day}",
             "date": "Mon Apr 06 22:19:45 PDT 2009",
             "user": f"user{at}",
             "sentiment": sentiment,
@@ -293,8 +319,8 @@ def sentiment140() -> dict[str, Rows]:
         }
 
     return {
-        "train": [tweet(at, 0) for at in range(12)] + [tweet(at, 4) for at in range(12, 24)],
-        "test": [tweet(at, (0, 2, 4)[at % 3]) for at in range(9)],
+        "train": [tweet(at, 4 * (at // 12), "Monday") for at in range(24)],
+        "test": [tweet(at, (0, 2, 4)[at % 3], "Friday") for at in range(9)],
     }
 
 
@@ -318,7 +344,7 @@ def wmt16() -> dict[str, Rows]:
         {"translation": {"de": f"Das ist {p}, Nummer {n}.", "en": f"This is {p}, number {n}."}}
         for n, p in enumerate(PLACES)
     ]
-    return {"train": rows, "validation": rows[:2], "test": rows[2:]}
+    return {"train": rows, "validation": rows[:2], "test": elsewhere(rows[2:])}
 
 
 def mmlu() -> Rows:
@@ -363,7 +389,7 @@ def write_trace(root: Path) -> Path:
     """Write TRACE as it is published, and the two sets that I-LoRA adds, in its layout."""
     for folder, rows in trace().items():
         (root / folder).mkdir(parents=True)
-        for split, part in {"train": rows, "eval": rows[:2], "test": rows[2:]}.items():
+        for split, part in {"train": rows, "eval": rows[:2], "test": elsewhere(rows[2:])}.items():
             text = json.dumps(part, ensure_ascii=False)
             (root / folder / f"{split}.json").write_text(text, encoding="utf-8")
     return root
@@ -372,7 +398,7 @@ def write_trace(root: Path) -> Path:
 def trace() -> dict[str, Rows]:
     """Return the rows of each folder."""
     return {
-        "C-STANCE": _asked("文本：{p}的{t}很好。\n对象：{t}\n态度：", lambda n: "ABC"[n % 3]),
+        "C-STANCE": _asked("文本:{p}的{t}很好。\n对象:{t}\n态度:", lambda n: "ABC"[n % 3]),
         "FOMC": _asked("Text: Prices in {p} rise near the {t}.\nStance:", lambda n: "ABC"[n % 3]),
         "MeetingBank": _asked(
             "Write a summary.\nTranscript: We open the {t} of {p}.\nSummary:",
@@ -393,7 +419,7 @@ def trace() -> dict[str, Rows]:
             lambda n: f"Die {THINGS[n]} in {PLACES[n]} ist wieder offen.",
         ),
         "medmcqa": _asked("Question: {t} of {p}?\nA. yes\nB. no\nAnswer:", lambda n: "AB"[n % 2]),
-        "jecqa": _asked("{p}的{t}？\nA. 是\nB. 否\n答案：", lambda n: ("A", "AB")[n % 2]),
+        "jecqa": _asked("{p}的{t}?\nA. 是\nB. 否\n答案:", lambda n: ("A", "AB")[n % 2]),
     }
 
 

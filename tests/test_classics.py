@@ -15,11 +15,14 @@ from clbench_tasks import classify, scorers, trace
 from evaltoys import evaluator
 from hub_fixtures import hub_environment
 
+from clbench import registry, training
+from clbench.config import TrainConfig
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError
 from clbench.evalplan import accepted
 from clbench.evaluation import Oracle, read_metric, run_harness
 from clbench.hub import Hub
+from clbench.strategy import Example
 from clbench.task import Eval, Task
 
 MODULES = ("choice", "classify", "glue", "trace", "writing")
@@ -121,13 +124,13 @@ def test_lm_eval_asks_logiqa_and_scienceqa_in_the_same_shape(hub: Hub) -> None:
     (spec,) = task("logiqa").evals
     prompt = evaluator(spec, hub=hub).plan(spec.id).prompts[0]
     assert prompt == (
-        "Passage: All gardens in Quito are old. This is a garden in Quito.\n"
+        "Passage: All harbors in Delhi are old. This is a harbor in Delhi.\n"
         "Question: Which of the following must be true?\nChoices:\nA. It is new.\nB. It is old.\n"
         "C. It is far away.\nD. Nothing is known.\nAnswer:"
-    ).replace("gardens in Quito", "harbors in Cairo").replace("garden in Quito", "harbor in Cairo")
+    )
     (spec,) = task("scienceqa").evals
     first, second = evaluator(spec, hub=hub).plan(spec.id).prompts[:2]
-    assert first.startswith("Question: Which of these is alive in Oslo?\nChoices:\nA. a stone\n")
+    assert first.startswith("Question: Which of these is alive in Tunis?\nChoices:\nA. a stone\n")
     assert second.startswith("Passage: Trees grow.\nQuestion: ")
 
 
@@ -202,6 +205,15 @@ def test_the_published_passes_are_kept() -> None:
     makers = (trace.c_stance, trace.fomc, trace.meetingbank, trace.py150)
     makers += (trace.scienceqa, trace.numglue_cm, trace.numglue_ds, trace.minuten)
     assert [make().epochs for make in makers] == [5, 3, 7, 5, 3, 5, 5, 7]
+    preset = registry.preset("paper:trace")
+    assert preset["train"]["epochs"] == "task"
+    examples = [Example((1, 2, 3), (False, True, True), "meetingbank", at) for at in range(4)]
+    asked = TrainConfig.of({"epochs": "task"})
+    assert training.budget(examples, asked, trace.meetingbank().epochs) == 7 * 12
+    assert training.budget(examples, asked) == 12
+    assert training.budget(examples, TrainConfig.of({"epochs": 2}), 7) == 24
+    with pytest.raises(UserError, match='greater than 0, or "task"'):
+        TrainConfig.of({"epochs": 0})
 
 
 def score(scorer: Any, gold: str, written: str, **doc: str) -> float:
