@@ -86,6 +86,9 @@ def main() -> None:
 @click.option("--order", callback=positions, help="Order of the tasks, e.g. 2,0,1.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
+    "--engine", type=click.Choice(["hf", "vllm"]), help="What writes and scores; hf by default."
+)
+@click.option(
     "--reference",
     multiple=True,
     type=click.Choice(["base", "single", "joint"]),
@@ -108,6 +111,7 @@ def run(
     file: Path | None,
     settings: tuple[str, ...],
     size: str | None,
+    engine: str | None,
     out: Path | None,
     fresh: bool,
     verbose: int,
@@ -118,7 +122,8 @@ def run(
     """Learn a stream with a strategy, scoring after every task; goes on where it stopped."""
     from clbench import api, progress
 
-    chosen = (*settings, f"eval.size={size}") if size else settings
+    by_name = {"eval.size": size, "eval.engine": engine}
+    chosen = (*settings, *(f"{name}={value}" for name, value in by_name.items() if value))
     options["reference"] = options["reference"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)

@@ -18,6 +18,7 @@ from clbench.errors import UserError, unknown
 
 BUDGETS = ("steps", "epochs", "tokens")
 PARTS = ("train", "calibration", "eval")
+EngineName = Literal["hf", "vllm"]
 TUNING = {"lr": "train", "trials": "run"}  # what a layer says of a part's tuning -> its place
 
 
@@ -101,6 +102,7 @@ class EvalConfig(_Part):
     batch_size: int = Field(default=32, ge=1)
     rank_items: int | None = Field(default=None, ge=0)  # None is what each eval says
     samples: int | None = Field(default=None, ge=1)  # a seeded subset per eval; flagged `limited`
+    engine: EngineName = "hf"  # what writes and scores; hf is the reference
 
 
 class RunConfig(_Part):

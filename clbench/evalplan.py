@@ -9,7 +9,7 @@ from typing import Any
 
 from clbench import drift, evalresult
 from clbench.config import EvalConfig
-from clbench.decoding import Generation
+from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
 from clbench.leak import Probe
@@ -47,6 +47,7 @@ class EvalPlan:
         self.prompts = [first_prompt(self.task, at) for at in range(len(self.ids))]
         self.rank_ids = self._rank_ids(config)
         self.candidates = self._candidates(names)
+        self.alternatives: dict[str, Alternatives] = {}  # by item, once a tokenizer has met them
         self.blank = [self._blank_item(at) for at in range(len(self.ids))]
         self.items_digest = items_digest(self.blank)
         self.task_digest = digest(self._task_identity())
@@ -101,9 +102,15 @@ class EvalPlan:
     def probes(self) -> dict[str, Probe]:
         """Return each item's question, its prompt where the document names none, and golds."""
         return {
-            name: Probe(str(doc.get("question", prompt)), tuple(self.aliases[name]))
-            for name, doc, prompt in zip(self.ids, self.docs, self.prompts, strict=True)
+            name: Probe(question, tuple(self.aliases[name]))
+            for name, question in zip(self.ids, self.questions, strict=True)
         }
+
+    @property
+    def questions(self) -> list[str]:
+        """Return what each item asks: the prompt, unless its document names it without template."""
+        pairs = zip(self.docs, self.prompts, strict=True)
+        return [str(doc.get("question", prompt)) for doc, prompt in pairs]
 
     def describe(self) -> dict[str, Any]:
         """Return, for the record, how this eval is asked and read."""

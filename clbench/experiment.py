@@ -70,7 +70,9 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
     targets = find_targets(model, plan.config.targets)
     start = StartWeights(model, targets)
     checkpoints = Checkpoints(book.path / "weights", model)
-    book.save(**recording.description(plan, targets))
+    book.save(**recording.description(plan, targets, book.record))
+    for note in recording.notes(plan, book.record):
+        progress.note(note)
     if book.checkpoint is not None:
         model = checkpoints.load(book.checkpoint, model, strategy)
     progress.plan(phases.remaining(plan, book))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from clbench import data, leak, models, registry, sandbox, training
+from clbench import data, engines, leak, models, registry, sandbox, training
 from clbench.config import RunConfig
 from clbench.dataset import Source
 from clbench.errors import UserError
@@ -189,6 +189,7 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
+    engines.check(config.eval.engine, device)
     hub = Hub(data_dir=None if config.data_dir is None else Path(config.data_dir))
     return Plan(config, edition, strategy, device, _isolation(config, edition), hub)
 

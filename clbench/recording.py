@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 import clbench
-from clbench import composition, evalchecks, models, provenance, rescoring
+from clbench import composition, engines, evalchecks, models, provenance, rescoring
 from clbench.adapters import fused_parameters
+from clbench.config import EngineName
 from clbench.digests import digest
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from clbench.rundir import RunDirectory
     from clbench.task import Task
     from clbench.training import TrainLog
+
+REFERENCE: EngineName = "hf"
+FLAGS = {"batch_agreement": "batch_dependent", "engine_agreement": "engine_disagrees"}
 
 
 def new_record(plan: Plan) -> Record:
@@ -60,7 +64,7 @@ def new_record(plan: Plan) -> Record:
             ),
             "provenance": {
                 "command": sys.argv,
-                "packages": provenance.versions(),
+                "packages": provenance.versions() | engines.packages(config.eval.engine),
                 "hardware": provenance.hardware(),
                 "device": str(plan.device),
                 "threads": torch.get_num_threads(),
@@ -70,8 +74,11 @@ def new_record(plan: Plan) -> Record:
     )
 
 
-def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the blocks of the record that say what is trained and scored, and on what."""
+def description(plan: Plan, targets: Sequence[str], before: Record) -> dict[str, Any]:
+    """Return the blocks of the record that say what is trained and scored, and on what.
+
+    `before` is the record as it is: a run that goes on keeps the engine it has begun with.
+    """
     config = new_record(plan).config.model_dump(mode="json") | {
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
@@ -86,21 +93,50 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
         "config": config,
         "model": plan.loaded.info | {"not_adapted": list(fused_parameters(plan.loaded.model))},
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
-        "evals": _eval_blocks(plan),
+        "evals": _eval_blocks(plan, before),
     }
 
 
-def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Describe the evals; for a model other than tiny, also whether batches move its outcomes."""
-    described = plan.evaluator.describe()
-    if plan.config.model == "tiny":  # its card says so
-        return described
-    model, cache = plan.loaded.model, plan.evaluator.cache_dir
+def _eval_blocks(plan: Plan, before: Record) -> dict[str, dict[str, Any]]:
+    """Describe the evals, after it is settled which engine scores them.
+
+    For a model other than tiny this also says whether batches move its outcomes.
+    """
+    agreements = {"engine_agreement": _settle_engine(plan, before)}
+    if plan.config.model != "tiny":  # its card says so
+        agreements["batch_agreement"] = _agreement(plan, "batch.v1")
+    blocks = plan.evaluator.describe()
+    for kind, found in agreements.items():
+        for name, agreement in found.items():
+            blocks[name][kind] = agreement
+    return blocks
+
+
+def _settle_engine(plan: Plan, before: Record) -> dict[str, Any]:
+    """Compare the asked engine with the reference, which takes its place if they disagree."""
+    evaluator = plan.evaluator
+    if evaluator.config.engine == REFERENCE:
+        return {}
+    found = {
+        name: extra["engine_agreement"]
+        for name, block in before.evals.items()
+        if "engine_agreement" in (extra := block.model_extra or {})
+    } or _agreement(plan, "engine.v1")
+    if not _all_passed(found.values()):
+        evaluator.engine = REFERENCE
+    return found
+
+
+def _agreement(plan: Plan, check: str) -> dict[str, Any]:
+    evaluator, cache = plan.evaluator, plan.evaluator.cache_dir
     assert cache is not None  # Plan gives one
-    found = evalchecks.recalled_agreement(
-        model, plan.evaluator, models.weights_digest(model), cache
-    )
-    return {name: block | {"batch_agreement": found[name]} for name, block in described.items()}
+    names = list(evaluator.evals)
+    model, base = plan.loaded.model, plan.loaded.info["weights_digest"]
+    return evalchecks.recalled_agreement(check, model, evaluator, names, base, cache)
+
+
+def _all_passed(agreements: Iterable[Any]) -> bool:
+    return all(each is None or each["passed"] for each in agreements)
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
@@ -143,6 +179,23 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
             for eval_id, result in results.items()
         },
     }
+
+
+def engine_of(record: Record) -> str:
+    """Return the name of the engine that scored a run; a run has one."""
+    block = next(iter(record.evals.values()))
+    return str(cast(Mapping[str, Any], (block.model_extra or {})["engine"])["name"])
+
+
+def notes(plan: Plan, record: Record) -> list[str]:
+    """Return what the display says before the first phase: of engines."""
+    said = []
+    if "engine_disagrees" in flags(record):
+        said.append(
+            f"engine {plan.config.eval.engine} and the reference disagree on the base model; "
+            f"{REFERENCE} scores the whole run"
+        )
+    return said
 
 
 def scheduled(plan: Plan, row: int) -> list[str]:
@@ -194,13 +247,13 @@ def _close(book: RunDirectory, status: str) -> None:
 
 
 def flags(record: Record) -> tuple[str, ...]:
-    """Return the flags of the whole run: those of its cells, leaks, and batches that matter."""
+    """Return the flags of the whole run: of its cells, leaks, batches that matter, engines."""
     found = {flag for row in record.matrix.rows for cell in row.values() for flag in cell.flags}
     leaks = cast(Mapping[str, Any], record.data.get("leak", {}))
     found |= set(cast(Sequence[str], leaks.get("flags", [])))
-    agreements = [getattr(block, "batch_agreement", None) for block in record.evals.values()]
-    if any(each is not None and not each["passed"] for each in agreements):
-        found.add("batch_dependent")
+    for kind, flag in FLAGS.items():
+        if not _all_passed(getattr(block, kind, None) for block in record.evals.values()):
+            found.add(flag)
     return tuple(sorted(found))
 
 

@@ -40,7 +40,7 @@ FORMAT = "clbench.record"
 RECORD_FILE = "record.json"
 Status = Literal["complete", "partial", "diverged", "failed", "refused"]
 # The only parts of the comparison key's blocks that two comparable runs may differ in.
-NOT_COMPARED = frozenset({"leak", "batch_agreement", "seconds"})
+NOT_COMPARED = frozenset({"leak", "batch_agreement", "engine_agreement", "seconds"})
 COMPARED_CONFIG = ("stream", "schedule", "token_budget", "targets", "trials")
 
 
