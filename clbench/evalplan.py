@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clbench import drift, evalresult
+from clbench import drift, evalresult, judge
 from clbench.config import EvalConfig
 from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
@@ -35,6 +35,7 @@ class EvalPlan:
     def __init__(self, spec: Eval, task: Any, config: EvalConfig) -> None:
         """Choose the documents and build their prompts; `task` is lm-eval's."""
         self.spec, self.task = spec, task
+        self.judge = judge.identity(config) if spec.judged else None
         self.everything: Sequence[Mapping[str, Any]] = task.eval_docs
         names = [str(doc.get("id", i)) for i, doc in enumerate(self.everything)]
         if len(set(names)) != len(names):
@@ -86,7 +87,8 @@ class EvalPlan:
 
     def _task_identity(self) -> dict[str, Any]:
         config = self.task.config
-        return {
+        rated = {"judge": self.judge} if self.spec.judged else {}
+        return rated | {
             "id": self.spec.id,
             "version": self.spec.version,
             "items": self.items_digest,
@@ -128,6 +130,7 @@ class EvalPlan:
             "limit": limit if self.limited else None,
             "rank_items": len(self.rank_ids),
             "chat_template": None,
+            **({"judge": self.judge} if self.spec.judged else {}),
         }
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from clbench import drift, sandbox
 
 Item = dict[str, Any]
-Reason = Literal["refused"]
+Reason = Literal["refused", "failed", "not_scheduled"]
 
 FEW_ITEMS = 50  # units below which an interval means little
 MOST_LENGTH = 0.05  # share of items that may end at the cap before the cell says so

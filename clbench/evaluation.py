@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
-from clbench import decoding, engines, evalcache, evalresult
+from clbench import decoding, engines, evalcache, evalresult, judge
 from clbench.config import EngineName, EvalConfig
 from clbench.decoding import Alternatives, Generation
 from clbench.engines import Engine
@@ -37,6 +37,7 @@ from clbench.evalplan import (
 )
 from clbench.evalresult import EvalResult, Scored
 from clbench.hub import Hub
+from clbench.judge import Judge
 from clbench.leak import Probe
 from clbench.openanswers import add_drift
 from clbench.sandbox import Isolation
@@ -254,6 +255,7 @@ class Evaluator:
         self.evals = {spec.id: spec for spec in evals}
         self.config = config
         self.engine: EngineName = config.engine  # "hf" where the one that was asked for disagrees
+        self.judge = Judge.of(config)
         self.isolation = isolation
         self.cache_dir = cache_dir
         self._plans: dict[str, EvalPlan] = {}
@@ -302,14 +304,16 @@ class Evaluator:
                 self._plans[name] = EvalPlan(spec, build_task(spec, self.hub), self.config)
         return self._plans[name]
 
-    def ceiling(self, name: str) -> float:
+    def ceiling(self, name: str) -> float | None:
         """Return the score of an oracle that writes the gold through the eval's stops.
 
         For code it is the share of references that the stops leave whole; `check_code` runs
-        them.
+        them. An open question has no gold, so what a judge rates has no ceiling.
         """
+        plan = self.plan(name)
+        if plan.spec.judged:
+            return None
         if name not in self._ceilings:
-            plan = self.plan(name)
             oracle = Oracle(plan.task)
             if plan.spec.execution:
                 texts = [oracle.reference(doc) for doc in plan.docs]
@@ -349,7 +353,8 @@ class Evaluator:
         if stored is not None:
             return EvalResult.from_cache(stored)
         result = self._evaluate(model, engine, name, weights_digest)
-        evalcache.store(self.cache_dir, identity, result.to_json())
+        if result.reason != "failed":  # a judge that was away may be there the next time
+            evalcache.store(self.cache_dir, identity, result.to_json())
         return result
 
     def _evaluate(
@@ -367,6 +372,9 @@ class Evaluator:
             evalresult.run_code(items, plan.docs, plan.spec.metric, self.isolation)
             scored = evalresult.code_score(items, self.isolation)
             harness.seconds["execute"] = time.monotonic() - start
+        elif plan.spec.judged:
+            scored = judge.rate(items, plan.questions, plan.spec.metric, self.judge)
+            harness.seconds["judge"] = time.monotonic() - start
         else:
             scored = Scored(read_metric(plan, run["results"], plan.spec.metric))
         flags = evalresult.cell_flags(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import clbench
-from clbench import composition, engines, evalchecks, models, provenance, rescoring
+from clbench import composition, engines, evalchecks, judge, models, provenance, rescoring
 from clbench.adapters import fused_parameters
 from clbench.config import EngineName
 from clbench.digests import digest
@@ -130,7 +130,7 @@ def _settle_engine(plan: Plan, before: Record) -> dict[str, Any]:
 def _agreement(plan: Plan, check: str) -> dict[str, Any]:
     evaluator, cache = plan.evaluator, plan.evaluator.cache_dir
     assert cache is not None  # Plan gives one
-    names = list(evaluator.evals)
+    names = [name for name in evaluator.evals if name not in unjudged(plan)]
     model, base = plan.loaded.model, plan.loaded.info["weights_digest"]
     return evalchecks.recalled_agreement(check, model, evaluator, names, base, cache)
 
@@ -169,7 +169,8 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
         "seconds_by_kind": {
             k: sum(p.get(k, 0.0) for p in parts) for k in sorted(set().union(*parts))
         },
-        "evals": {
+        "evals": {name: {"note": judge.NO_JUDGE} for name in unjudged(plan)}
+        | {
             eval_id: {
                 "others": result.others,
                 "counts": result.counts,
@@ -188,8 +189,8 @@ def engine_of(record: Record) -> str:
 
 
 def notes(plan: Plan, record: Record) -> list[str]:
-    """Return what the display says before the first phase: of engines."""
-    said = []
+    """Return what the display says before the first phase: of engines and judges."""
+    said = [judge.NO_JUDGE] if unjudged(plan) else []
     if "engine_disagrees" in flags(record):
         said.append(
             f"engine {plan.config.eval.engine} and the reference disagree on the base model; "
@@ -198,8 +199,18 @@ def notes(plan: Plan, record: Record) -> list[str]:
     return said
 
 
+def unjudged(plan: Plan) -> set[str]:
+    """Return the evals that a judge would rate, where there is none."""
+    if plan.config.eval.judge is not None:
+        return set()
+    return {spec.id for spec in plan.edition.evals if spec.judged}
+
+
 def scheduled(plan: Plan, row: int) -> list[str]:
-    """Return the evals of a row: which tasks' the schedule asks for, and the world's."""
+    """Return the evals of a row: which tasks' the schedule asks for, and the world's.
+
+    What a judge would rate is left out where there is none.
+    """
     tasks, schedule = plan.edition.tasks, plan.config.eval.schedule
     last = len(tasks)
     chosen = {
@@ -211,7 +222,8 @@ def scheduled(plan: Plan, row: int) -> list[str]:
     if row == 0 and schedule in ("band", "lower", "ends"):
         chosen = range(last)
     world = [] if schedule == "ends" and 0 < row < last else [e.id for e in plan.edition.world]
-    return [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+    wanted = [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+    return [name for name in wanted if name not in unjudged(plan)]
 
 
 def diverge(plan: Plan, book: RunDirectory, row: int) -> None:
