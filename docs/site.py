@@ -18,6 +18,7 @@ ORDER = (
     "strategies",
     "contract.md",
     "measurement.md",
+    "engines.md",
     "records.md",
     "export.md",
     "benchmarks.md",
