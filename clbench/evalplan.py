@@ -68,14 +68,16 @@ class EvalPlan:
         return [name for name in self.ids if name in chosen]
 
     def _candidates(self, names: Sequence[str]) -> dict[str, list[str]]:
-        if not self.rank_ids:
-            return {}
         documents = dict(zip(names, self.everything, strict=True))
+        given: dict[str, list[str]] = {
+            name: documents[name].get("candidates", []) for name in self.rank_ids
+        }
+        asked = [name for name in self.rank_ids if not given[name]]
+        if not asked:
+            return given
         golds = {name: accepted(self.task, doc) for name, doc in documents.items()}
         kinds = {name: str(doc.get("kind", "")) for name, doc in documents.items()}
-        drawn = drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}")
-        given = {name: documents[name].get("candidates") for name in self.rank_ids}
-        return {name: given[name] or drawn[name] for name in self.rank_ids}
+        return given | drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}", asked)
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
