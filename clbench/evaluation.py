@@ -234,8 +234,9 @@ def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
 class Evaluator:
     """Scores models on a set of evals, the same documents and prompts every time.
 
-    Evals are plan on first use. `tokenizer` is copied, because scoring may give it a
-    padding token. `model_info` needs "tokenizer_digest" and "dtype" where results are cached.
+    Evals are planned on first use and kept in `plans`, which evaluators of one configuration may
+    share. `tokenizer` is copied, because scoring may give it a padding token. `model_info` needs
+    "tokenizer_digest" and "dtype" where results are cached.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class Evaluator:
         isolation: Isolation | None = None,
         cache_dir: Path | None = None,
         hub: Hub | None = None,
+        plans: dict[str, EvalPlan] | None = None,
     ) -> None:
         self.hub = hub or Hub()
         self.model_info = model_info
@@ -258,7 +260,7 @@ class Evaluator:
         self.judge = Judge.of(config)
         self.isolation = isolation
         self.cache_dir = cache_dir
-        self._plans: dict[str, EvalPlan] = {}
+        self._plans = {} if plans is None else plans
         self._ceilings: dict[str, float] = {}
 
     def evaluate(
@@ -279,10 +281,7 @@ class Evaluator:
                 raise unknown("eval", name, self.evals)
         engine = engines.engine(self.engine, model, self.tokenizer, self.config.batch_size)
         with contextlib.closing(engine):
-            return {
-                name: self._evaluate_or_recall(model, engine, name, weights_digest)
-                for name in wanted
-            }
+            return {n: self._evaluate_or_recall(model, engine, n, weights_digest) for n in wanted}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return, for the record, how each eval is run and read."""

@@ -19,6 +19,7 @@ from clbench.config import RunConfig
 from clbench.dataset import Source
 from clbench.errors import UserError
 from clbench.estimate import Workload
+from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
 from clbench.strategy import Batch, Example, Strategy, TaskContext
@@ -56,7 +57,12 @@ class Plan:
             isolation=self.isolation,
             cache_dir=cache_directory() / "evals",
             hub=self.hub,
+            plans=self._eval_plans,
         )
+
+    @cached_property
+    def _eval_plans(self) -> dict[str, EvalPlan]:
+        return {}
 
     @cached_property
     def _rows(self) -> dict[str, Sequence[Row]]:
@@ -154,7 +160,9 @@ class Plan:
                 train += config.steps * config.batch_size * length
             else:
                 train += (config.epochs or 0.0) * len(rows) * length
-        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
+        evaluator = Evaluator(  # without the model, which may turn out not to fit
+            {}, None, self.edition.evals, self.config.eval, hub=self.hub, plans=self._eval_plans
+        )
         written = 0.0
         for spec in self.edition.evals:
             asked = evaluator.plan(spec.id)
