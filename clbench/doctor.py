@@ -71,7 +71,7 @@ def _space() -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     for name, version in provenance.versions().items():
         yield Finding(name, version is not None, version or "not installed")
-    yield Finding("vllm", True, engines.version("vllm") or "not installed; only --engine vllm asks")
+    yield Finding("vllm", True, engines.version("vllm") or "not installed; for --engine vllm")
 
 
 def _plugins() -> Iterator[Finding]:

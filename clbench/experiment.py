@@ -55,6 +55,8 @@ def carry_out(config: RunConfig, place: Path, fresh: bool, progress: Progress) -
                 progress.note(f"this run needs {needs.sentence()}")
                 estimate.check(needs, plan.device, place)
                 progress.note("the first run of a model checks that batches move no outcome")
+            if config.eval.engine != recording.REFERENCE:
+                progress.note(f"engine {config.eval.engine} is compared with the reference first")
             learn_stream(plan, book, progress)
         if book.record.status == "diverged":
             raise RunFailed(recording.divergence(book))

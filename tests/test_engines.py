@@ -289,7 +289,7 @@ def test_a_run_names_its_engine_and_how_it_agrees(model: Path, vllm: ModuleType)
     assert engines_of(ours) == {"hf"}
     assert engines_of(theirs) == {"vllm 0.0.1"}
     assert theirs.status == "complete"
-    assert said == also
+    assert also == [*said, "engine vllm is compared with the reference first"]
     for name, block in theirs.evals.items():
         assert block.engine["name"] == "vllm"
         assert block.engine["vllm"] == "0.0.1"
