@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "clbench.debug"
+LISTED = ("strategies", "streams", "models", "presets")
+KINDS = (*LISTED, "tasks", "evals", "sources")
 BAD_INPUT, FAILED_RUN, INTERRUPTED = 2, 3, 130
 
 
@@ -62,6 +64,11 @@ def positions(_: click.Context, __: click.Parameter, value: str | None) -> tuple
         raise UserError(f"order {value!r} is not positions such as 2,0,1") from None
 
 
+def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Read names such as math,code."""
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -84,6 +91,9 @@ def main() -> None:
 @click.option("--set", "settings", multiple=True, metavar="[PART.]FIELD=VALUE", help="One setting.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random; 0 by default.")
 @click.option("--order", callback=positions, help="Order of the tasks, e.g. 2,0,1.")
+@click.option("--tasks", callback=names, help="Only these tasks, e.g. math,code.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Training rows of each task.")
+@click.option("--eval-limit", type=click.IntRange(min=1), help="Items scored of each eval.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
     "--engine", type=click.Choice(["hf", "vllm"]), help="What writes and scores; hf by default."
@@ -94,11 +104,19 @@ def main() -> None:
     type=click.Choice(["base", "single", "joint"]),
     help="Reference runs to compare with; may be repeated.",
 )
+@click.option("--chat-template", is_flag=True, help="Ask as the model's chat template asks.")
 @click.option("--targets", help="Pattern of the layers to adapt; all of the decoder by default.")
 @click.option("--device", help="auto (default), cpu, cuda or cuda:N.")
 @click.option("--dtype", help="auto (default), float32, bfloat16 or float16.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--isolation", help="Where generated code runs: auto (default), ..., or none.")
+@click.option(
+    "--locked",
+    is_flag=True,
+    default=None,
+    help="Use no network and only what the lock holds, every file checked; see fetch.",
+)
+@click.option("--lock", help="The lock; by default clbench.lock.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--fresh", is_flag=True, help="Delete what the run directory holds and start anew.")
 @click.option("-v", "--verbose", count=True, help="Show the steps of each phase.")
@@ -125,6 +143,7 @@ def run(
     by_name = {"eval.size": size, "eval.engine": engine}
     chosen = (*settings, *(f"{name}={value}" for name, value in by_name.items() if value))
     options["reference"] = options["reference"] or None
+    options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
 
@@ -134,36 +153,81 @@ def run(
     _print(record, out or config.directory(), as_json)
 
 
-@main.command(name="list")
+@main.command()
+@click.option("--stream", required=True, help="Whose data sets are fetched.")
+@click.option("--model", default="tiny", help="A hub id; tiny and directories are here already.")
+@click.option("--revision", help="Revision of the model.")
+@click.option("--data", help="Edition of the stream; by default tiny for tiny, else full.")
+@click.option("--data-dir", help="Folder of the data sets that are published as one (TRACE).")
+@click.option("--lock", default="clbench.lock", help="Where the lock is; clbench.lock by default.")
+@click.option("--update", is_flag=True, help="Move what is locked already to its newest commit.")
+@click.option("-q", "--quiet", is_flag=True, help="Show the result only.")
 @as_json
 @common
-def list_(as_json: bool) -> None:
+def fetch(stream: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Download what the runs of a stream and model read, lock it, and check it for leaks.
+
+    Files go where the hub's library keeps them (HF_HOME). The lock names commits, sizes and
+    SHA-256; `clbench run --locked` then needs no network. Gated models need HF_TOKEN or
+    `hf auth login`. A download that broke off goes on with the same command.
+    """
+    from clbench import api, progress
+
+    fetched = api.fetch(stream, progress=progress.choose(-1 if quiet or as_json else 0), **options)
+    if as_json:
+        click.echo(json.dumps(fetched.to_json(), indent=1, ensure_ascii=False))
+        return
+    from clbench import fetching
+
+    click.echo(fetching.as_text(fetched))
+
+
+def only(command: F) -> F:
+    """Add one flag per kind of name."""
+    for kind in reversed(KINDS):
+        words = "Only these." if kind in LISTED else "Only these, which stream files may use."
+        command = click.option(f"--{kind}", "kinds", multiple=True, flag_value=kind, help=words)(
+            command
+        )
+    return command
+
+
+@main.command(name="list")
+@only
+@click.option("-v", "--verbose", is_flag=True, help="Show what each stream holds.")
+@as_json
+@common
+def list_(kinds: tuple[str, ...], verbose: bool, as_json: bool) -> None:
     """List strategies, streams, models and presets, and the package each comes from."""
     from clbench import registry
 
-    kinds = {
-        "strategies": registry.STRATEGIES,
-        "streams": registry.STREAMS,
-        "models": registry.MODELS,
-        "presets": registry.PRESETS,
-    }
     found = {
-        kind: [{"name": e.name, "package": e.package, "version": e.version} for e in entries]
-        for kind, entries in ((kind, registry.listing(group)) for kind, group in kinds.items())
+        kind: [
+            {"name": e.name, "package": e.package, "version": e.version}
+            for e in registry.listing(f"clbench.{kind}")
+        ]
+        for kind in kinds or LISTED
     }
-    found["models"] += [
-        {"name": name, "package": "in the cache", "version": ""}
-        for name in registry.cached_models()
-    ]
+    if "models" in found:
+        found["models"] += [
+            {"name": name, "package": "in the cache", "version": ""}
+            for name in registry.cached_models()
+        ]
+    if verbose and "streams" in found:
+        from clbench.report import streams
+
+        found["streams"] = [entry | streams.described(entry["name"]) for entry in found["streams"]]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    width = max(len(entry["name"]) for entries in found.values() for entry in entries)
+    width = max((len(entry["name"]) for entries in found.values() for entry in entries), default=0)
     for kind, entries in found.items():
         click.echo(f"{kind}:")
         for entry in entries:
             origin = f"{entry['package']} {entry['version']}".rstrip()
             click.echo(f"  {entry['name']:{width}}  {origin}")
+            if "about" in entry or "error" in entry:
+                click.echo(f"{streams.as_text(entry)}\n")
 
 
 @main.command()
@@ -171,10 +235,15 @@ def list_(as_json: bool) -> None:
 @as_json
 @common
 def show(run: Path, as_json: bool) -> None:
-    """Print the result of a finished or unfinished RUN: its directory or record."""
+    """Print the result of a finished or unfinished RUN, and what it was trained and scored on."""
     from clbench.results import Record
 
-    _print(Record.load(run), run if run.is_dir() else run.parent, as_json)
+    record = Record.load(run)
+    _print(record, run if run.is_dir() else run.parent, as_json)
+    if not as_json:
+        from clbench.report import data
+
+        click.echo(f"\n{data.data(record)}")
 
 
 @main.command()

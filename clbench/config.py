@@ -9,9 +9,10 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from clbench.digests import digest
 from clbench.errors import UserError, unknown
@@ -22,24 +23,33 @@ EngineName = Literal["hf", "vllm"]
 TUNING = {"lr": "train", "trials": "run"}  # what a layer says of a part's tuning -> its place
 
 
-class _Part(BaseModel):
+class Checked(BaseModel):
+    """A table of values from outside; `title` is what messages call it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     title: ClassVar[str]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the checked configuration; raises UserError naming the field and the value."""
+    def of(cls, values: Mapping[str, Any], title: str | None = None) -> Self:
+        """Return the checked table; raises UserError naming the field and the value."""
+        title = title or cls.title
         for key in values:
             if key not in cls.model_fields:
-                raise unknown(f"field of {cls.title}", key, cls.model_fields)
+                raise unknown(f"field of {title}", key, cls.model_fields)
         readable = {key: _none_if_allowed(cls, key, value) for key, value in values.items()}
         try:
             return cls.model_validate(readable)
         except ValidationError as error:
-            raise UserError(_sentence(cls.title, error)) from None
+            raise UserError(_sentence(title, error)) from None
 
 
-class TrainConfig(_Part):
+def _passes(value: object) -> object:
+    if value is None or value == "task" or (isinstance(value, int | float) and value > 0):
+        return value
+    raise PydanticCustomError("passes", 'Input should be a number greater than 0, or "task"')
+
+
+class TrainConfig(Checked):
     """How one task is learned; exactly one of `steps`, `epochs` and `tokens` ends it."""
 
     title: ClassVar[str] = "train"
@@ -48,7 +58,8 @@ class TrainConfig(_Part):
     batch_size: int = Field(default=16, ge=1)  # examples per optimizer step
     micro_batch: int | None = Field(default=None, ge=1)  # per forward pass; None is batch_size
     steps: int | None = Field(default=None, ge=1)  # optimizer steps per task
-    epochs: float | None = Field(default=None, gt=0)  # passes over a task's examples
+    # passes over a task's examples; "task" is what the published protocol makes for each
+    epochs: Annotated[float | Literal["task"] | None, BeforeValidator(_passes)] = None
     tokens: int | None = Field(default=None, ge=1)  # non-pad tokens forwarded per task
     warmup: float = Field(default=0.03, ge=0, le=1)  # share of the budget with a rising rate
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -57,6 +68,10 @@ class TrainConfig(_Part):
     packing: bool = False
     gradient_checkpointing: bool = False
     autocast: Literal["auto", "off", "bf16"] = "auto"
+
+    def passes(self, published: float) -> float | None:
+        """Return the passes over a task whose protocol makes `published`; None without epochs."""
+        return published if self.epochs == "task" else self.epochs
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +92,7 @@ class TrainConfig(_Part):
         return self
 
 
-class CalibrationConfig(_Part):
+class CalibrationConfig(Checked):
     """What the layer inputs are measured on before each task."""
 
     title: ClassVar[str] = "calibration"
@@ -91,7 +106,7 @@ class CalibrationConfig(_Part):
     budget_bytes: int = Field(default=2**31, ge=1)  # covariances held at one time
 
 
-class EvalConfig(_Part):
+class EvalConfig(Checked):
     """How much is scored and when."""
 
     title: ClassVar[str] = "eval"
@@ -117,7 +132,7 @@ class EvalConfig(_Part):
         return self
 
 
-class RunConfig(_Part):
+class RunConfig(Checked):
     """One run, completely resolved; equal configurations give equal runs."""
 
     title: ClassVar[str] = "run"
@@ -131,12 +146,15 @@ class RunConfig(_Part):
     data_dir: str | None = None  # where data sets lie that are published as folders
     order: tuple[int, ...] | None = None  # positions of the stream's tasks, from 0
     tasks: tuple[str, ...] | None = None  # only these, as a single reference learns them
+    train_limit: int | None = Field(default=None, ge=1)  # the first rows of each task
+    definition: dict[str, Any] | None = None  # what the user's own stream file says
     joint: bool = False  # all tasks shuffled into one, as a joint reference learns them
     seed: int = Field(default=0, ge=0)
     train: TrainConfig = Field(default_factory=TrainConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     reference: tuple[Literal["base", "single", "joint"], ...] = ()
+    chat_template: bool = False  # requests are asked as the model's chat template asks them
     targets: str | None = None  # pattern of layer names; None is all linears of the decoder
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -144,19 +162,32 @@ class RunConfig(_Part):
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
     preset: str | None = None
     trials: int = Field(default=1, ge=1)  # settings tried to choose this one; the preset says
+    locked: bool = False  # no network, and nothing that the lock does not hold
+    lock: str = "clbench.lock"
 
     def identity(self) -> dict[str, Any]:
-        """Return, ready for JSON, what the matrix depends on: not threads, not references."""
-        return self.model_dump(mode="json", exclude={"threads", "reference"})
+        """Return, ready for JSON, what the matrix depends on: not threads, references or the lock.
+
+        What a lock pins is in the record by itself, whether there was a lock or not.
+        """
+        return self.model_dump(mode="json", exclude={"threads", "reference", "locked", "lock"})
 
     def digest(self) -> str:
         """Return the digest that names the run directory."""
         return digest(self.identity())
 
+    @property
+    def stream_name(self) -> str:
+        """Return the name of the stream, which that of a file of the user's is without its path."""
+        return Path(self.stream).stem if self.stream.endswith(".toml") else self.stream
+
     def directory(self, root: Path = Path("runs")) -> Path:
         """Return where this run goes unless the user says otherwise."""
-        strategy = "".join(c if c.isalnum() or c in "+-_" else "_" for c in self.strategy)
-        return root / self.stream / strategy.strip("_") / self.digest()[:12]
+        return root / _folder(self.stream_name) / _folder(self.strategy) / self.digest()[:12]
+
+
+def _folder(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-_" else "_" for c in name).strip("_")
 
 
 class Setting(NamedTuple):
@@ -186,14 +217,14 @@ def parse_setting(text: str) -> Setting:
     return setting(name, parsed)._replace(text=text)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return a configuration file; raises UserError if it is missing or malformed."""
+def read_toml(path: Path, kind: str = "configuration") -> dict[str, Any]:
+    """Return the tables of a file; raises UserError if it is missing or malformed."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read configuration {str(path)!r}: {error.strerror}") from None
+        raise UserError(f"cannot read {kind} {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {str(path)!r} is not TOML: {error}") from None
+        raise UserError(f"{kind} {str(path)!r} is not TOML: {error}") from None
 
 
 def resolve(
@@ -237,7 +268,7 @@ def resolve(
 class _Merged:
     """The layers so far; a later one replaces single fields of an earlier one."""
 
-    models: ClassVar[dict[str, type[_Part]]] = {
+    models: ClassVar[dict[str, type[Checked]]] = {
         "train": TrainConfig,
         "calibration": CalibrationConfig,
         "eval": EvalConfig,
@@ -325,7 +356,7 @@ class _Merged:
     def _fields(self, part: str) -> Mapping[str, bool]:
         if part in self.parts:
             return self.parts[part]
-        nested = {*PARTS, "params"} if part == "run" else set()
+        nested = {*PARTS, "params", "definition"} if part == "run" else set()
         names = self.models[part].model_fields
         return {name: True for name in names if name not in nested}
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from clbench.digests import ListDigest
 from clbench.errors import UserError
 from clbench.strategy import Batch, Example
 from clbench.task import Row
+from clbench.tokens import Tokens, load, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label of a position without loss
+    from clbench.chat import Chat
 
-logger = logging.getLogger(__name__)
+ENCODING = 1  # how rows become tokens; part of what they are kept under
+IGNORED = -100  # the label of a position without loss
+ROWS_AT_A_TIME = 1000  # held as text
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -45,53 +51,110 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, task: str, max_length: int
-) -> list[Example]:
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    max_length: int,
+    folder: Path,
+    *,
+    chat: Chat | None = None,
+    advance: Callable[[int], object] = int,
+) -> Tokens:
     """Tokenize rows as generation will see them: prompt, answer, EOS; the loss is on the last two.
 
     Rows longer than `max_length` tokens are left out, never cut: a cut prompt asks another
-    question and a cut answer teaches not to stop. Their number is `len(rows)` minus the number
-    of examples, and is logged. `Example.index` is the position in the returned list.
-    Raises UserError for a tokenizer without EOS and when no row is left.
+    question and a cut answer teaches not to stop. So are rows whose answer is empty. Both are
+    counted in the facts. The result is kept in `folder`; `advance` is told after how many more
+    rows. With `chat` the prompt is what its template makes of the request. Raises UserError for
+    a tokenizer without EOS, when no row is left, and where the folder cannot be written.
     """
     stop = eos_id(tokenizer)
-    if not rows:
-        raise UserError(f"task {task} has no training rows")
-    # verbose=False: the tokenizer would warn about the long rows that are left out below
-    prompts = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
-    whole = tokenizer([row.prompt + row.answer for row in rows], verbose=False)["input_ids"]
-    examples: list[Example] = []
-    for row, prompt, both in zip(rows, prompts, whole, strict=True):
-        answer = both[len(prompt) :]
-        if both[: len(prompt)] != prompt:
+    hasher, counts = ListDigest(), Counter[str]()
+    with writing(folder) as writer:
+        for chunk in _chunks(rows, ROWS_AT_A_TIME):
+            for row, prompt, answer in _encoded(chunk, tokenizer, chat):
+                hasher.add(list(row[:3]))
+                if not row.answer.strip():
+                    counts["num_empty"] += 1
+                elif len(prompt) + len(answer) < max_length:
+                    writer.add(prompt, [*answer, stop], counts["num_rows"])
+                else:
+                    counts["num_too_long"] += 1
+                counts["num_rows"] += 1
+            advance(len(chunk))
+        _check_left(task, counts, len(writer), max_length)
+        writer.finish(
+            {name: counts[name] for name in ("num_rows", "num_empty", "num_too_long")}
+            | {"rows_digest": hasher.hexdigest()}
+        )
+    made = load(folder, task)
+    assert made is not None  # it was just written
+    return made
+
+
+def _encoded(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: Chat | None
+) -> Iterator[tuple[Row, list[int], list[int]]]:
+    """Yield each row with the tokens of its prompt and of its answer, without EOS."""
+    prompts, answers = [row.prompt for row in rows], [row.answer for row in rows]
+    if chat is not None:
+        prompts, answers = [chat.prompt(row) for row in rows], [chat.answer(row) for row in rows]
+    special = chat is None  # a chat template writes the special tokens itself
+
+    def ids(texts: Sequence[str], special: bool) -> list[list[int]]:
+        # verbose=False: the tokenizer would warn about the long rows that are left out
+        found = tokenizer(
+            texts,
+            verbose=False,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return list(found["input_ids"])
+
+    asked = ids(prompts, special)
+    whole = ids([p + a for p, a in zip(prompts, answers, strict=True)], special)
+    for row, prompt, both, answer in zip(rows, asked, whole, answers, strict=True):
+        if both[: len(prompt)] == prompt:
+            yield row, prompt, both[len(prompt) :]
+        else:
             # A token straddles the boundary. Generation starts after the prompt's own tokens,
             # so the answer has to be learned from there.
-            answer = tokenizer(row.answer, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = (*prompt, *answer, stop)
-        if len(ids) <= max_length:
-            mask = (False,) * len(prompt) + (True,) * (len(answer) + 1)
-            examples.append(Example(ids, mask, task, len(examples)))
-    if not examples:
-        raise UserError(
-            f"every one of the {len(rows)} training rows of task {task} is longer than "
-            f"max_length {max_length} tokens; raise max_length"
-        )
-    if len(examples) < len(rows):
-        num_dropped = len(rows) - len(examples)
-        logger.warning(
-            "task %s: left out %d of %d training rows longer than %d tokens",
-            *(task, num_dropped, len(rows), max_length),
-        )
-    return examples
+            yield row, prompt, ids([answer], False)[0]
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    following = iter(rows)
+    while chunk := list(islice(following, size)):
+        yield chunk
+
+
+def _check_left(task: str, counts: Mapping[str, int], num_left: int, max_length: int) -> None:
+    """Raise UserError when there is nothing to train on."""
+    num_rows, num_empty = counts["num_rows"], counts["num_empty"]
+    if num_left:
+        return
+    if not num_rows:
+        raise UserError(f"task {task} has no training rows")
+    if num_empty == num_rows:
+        raise UserError(f"every one of the {num_rows} training rows of task {task} has no answer")
+    raise UserError(
+        f"every one of the {num_rows - num_empty} training rows of task {task} is longer than "
+        f"max_length {max_length} tokens; raise max_length"
+    )
 
 
 def num_labels(examples: Iterable[Example]) -> int:
     """Return the number of tokens with a loss; a first token has none, nothing predicts it."""
+    if isinstance(examples, Tokens):
+        return examples.num_labels
     return sum(sum(example.loss_mask[1:]) for example in examples)
 
 
 def num_tokens(examples: Iterable[Example]) -> int:
     """Return the number of tokens, padding not counted."""
+    if isinstance(examples, Tokens):
+        return examples.num_tokens
     return sum(len(example.ids) for example in examples)
 
 

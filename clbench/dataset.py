@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import random
 import string
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
 from clbench.errors import UserError
 from clbench.task import Row
 
 Values = Mapping[str, Any]
+MOST_HELD_OUT = 200
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,11 @@ class DataSet:
     `place` says what `id` is: a repository of the hub; a file (JSON Lines, JSON, CSV or Parquet)
     of the user's; or the name of a published folder, whose files lie under `--data-dir`.
     `files` are patterns inside the repository or folder; without them a repository's own
-    configuration `config` says which files make `split`.
+    configuration `config` says which files make `split`. `draw` is for files that are sorted by
+    class and for protocols that score a sample: at most so many records, drawn by a fixed seed
+    and in the order drawn, so that the first of them are a draw too. `part` divides what is both
+    trained on and scored: "held_out" is its last tenth, at most `MOST_HELD_OUT` records, and
+    "kept" is what comes before.
     """
 
     id: str
@@ -31,6 +38,18 @@ class DataSet:
     revision: str | None = None  # None is the newest; the commit that was used is recorded
     license: str = "not stated"
     place: Literal["hub", "file", "folder"] = "hub"
+    draw: int | None = None
+    base: str = ""  # the folder that the path of a file is relative to
+    part: Literal["all", "kept", "held_out"] = "all"
+
+    def chosen(self, num_records: int) -> Sequence[int]:
+        """Return the positions that are used of so many records, in order of use."""
+        drawn: Sequence[int] = range(num_records)
+        if self.draw is not None:
+            chosen = random.Random(f"{self.id}|{self.split}")
+            drawn = chosen.sample(drawn, min(self.draw, num_records))
+        start = len(drawn) - min(max(1, len(drawn) // 10), MOST_HELD_OUT)
+        return {"all": drawn, "kept": drawn[:start], "held_out": drawn[start:]}[self.part]
 
     @property
     def name(self) -> str:
@@ -38,6 +57,18 @@ class DataSet:
         if self.place == "file":
             return self.id
         return f"{self.id} ({', '.join(part for part in (self.config, self.split) if part)})"
+
+    def identity(self) -> dict[str, Any]:
+        """Return, ready for JSON, which records these are, beside the files."""
+        return {
+            "id": self.id,
+            "config": self.config,
+            "split": self.split,
+            "draw": self.draw,
+            "part": self.part,
+            "columns": list(self.columns),
+            "license": self.license,
+        }
 
 
 @dataclass(frozen=True)
@@ -55,19 +86,79 @@ class Template:
         """Return the columns that the texts name, in order; raises UserError for a bad text."""
         found: dict[str, None] = {}
         for text in (self.prompt, self.answer, self.request):
-            found |= dict.fromkeys(_fields(text))
+            found |= dict.fromkeys(fields_of(text))
         return tuple(found)
 
     def check(self) -> None:
         """Raise UserError for a template that teaches nothing: an answer without a column."""
         self.columns()
-        if not _fields(self.answer):
+        if not fields_of(self.answer):
             raise UserError(f"the answer template {self.answer!r} names no column of the data")
 
     def row(self, row_id: str, values: Values) -> Row:
         """Return the training row of one record of the data."""
         texts = (self.prompt, self.answer, self.request)
         return Row(row_id, *(text.format_map(values) for text in texts))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Makes of a record the values that templates name.
+
+    `names` maps each of them to its column. That of the answer, where the answer names one alone,
+    may hold a list of right texts, of which the first is learned; and with `options`, texts or
+    the column that holds them, the position of one of them from 0.
+    """
+
+    data: str  # what messages call the data set
+    names: Mapping[str, str]
+    answer: str | None = None
+    options: tuple[str, ...] | str = ()
+
+    def __call__(self, record: Values) -> Values:
+        """Return the values by name; raises UserError for one that is missing or no text."""
+        values = {name: self._text(record, name) for name in self.names if name != self.answer}
+        return values if self.answer is None else {**values, self.answer: self.accepted(record)[0]}
+
+    def accepted(self, record: Values) -> tuple[str, ...]:
+        """Return the right texts of the answer's column; raises UserError where there is none."""
+        assert self.answer is not None
+        column = self.names[self.answer]
+        value = record[column]
+        texts = value if isinstance(value, list) else [value]
+        if not texts or any(text is None or str(text).strip() == "" for text in texts):
+            raise self._wrong(record, f"has no {column!r}")
+        if not self.options:
+            return tuple(str(text) for text in texts)
+        choices = self.choices(record)
+        return tuple(choices[self._position(record, text, choices)] for text in texts)
+
+    def choices(self, record: Values) -> tuple[str, ...]:
+        """Return the options of a record."""
+        if isinstance(self.options, tuple):
+            return self.options
+        found = record[self.options]
+        if not isinstance(found, list) or not found:
+            raise self._wrong(record, f"holds no list of options in {self.options!r}")
+        return tuple(str(option) for option in found)
+
+    def _position(self, record: Values, value: Any, choices: Sequence[str]) -> int:
+        if str(value) in choices:
+            return choices.index(str(value))
+        if str(value).isdigit() and int(value) < len(choices):
+            return int(value)
+        raise self._wrong(record, f"answers {value!r}; choices: {', '.join(choices)}")
+
+    def _text(self, record: Values, name: str) -> Any:
+        value = record[self.names[name]]
+        if value is None:
+            raise self._wrong(record, f"has no {self.names[name]!r}")
+        if isinstance(value, list | dict):
+            raise self._wrong(record, f"holds no text in {self.names[name]!r}")
+        return value
+
+    def _wrong(self, record: Values, what: str) -> UserError:
+        return UserError(f"a record of data set {self.data} {what}: {str(record)[:80]}")
 
 
 @dataclass(frozen=True)
@@ -86,19 +177,29 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Return, ready for JSON, what decides the rows beside the files."""
-        return {
-            "id": self.data.id,
-            "config": self.data.config,
-            "split": self.data.split,
-            "columns": list(self.data.columns),
-            "license": self.data.license,
+        prepare = self.prepare
+        return self.data.identity() | {
             "template": asdict(self.template),
             "limit": self.limit,
             "version": self.version,
+            "prepare": json.loads(json.dumps(asdict(prepare))) if is_dataclass(prepare) else None,
         }
 
 
-def _fields(text: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Texts:
+    """Calibration text that is generated, under the name that records give it."""
+
+    id: str
+    read: Callable[[], Sequence[str]]
+
+    def __call__(self) -> Sequence[str]:
+        """Return the texts."""
+        return self.read()
+
+
+def fields_of(text: str) -> tuple[str, ...]:
+    """Return the columns that a text names, in order; raises UserError for a malformed text."""
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:

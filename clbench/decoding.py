@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -134,12 +134,14 @@ def generate(
     *,
     stops: Sequence[str],
     max_new_tokens: int,
+    end_ids: Collection[int] = (),
 ) -> list[Generation]:
     """Continue prompts greedily, as one batch, each to its own stop, end or cap.
 
     Nothing of the model's own generation settings is used: no sampling, no beams, no
-    penalties, and only the tokenizer's end-of-sequence token ends a text.
+    penalties, and only the tokenizer's end-of-sequence token and `end_ids` end a text.
     """
+    final = {tokenizer.eos_token_id, *end_ids}
     prefix = _read(model, prompts, tokenizer.pad_token_id, max_new_tokens)
     cache, mask, positions = prefix.cache, prefix.mask, prefix.lengths[:, None]
     written: list[list[int]] = [[] for _ in prompts]
@@ -153,7 +155,7 @@ def generate(
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row in writing:
                 written[row].append(token)
-                if token == tokenizer.eos_token_id:
+                if token in final:
                     reasons[row] = "eos"
                     writing.discard(row)
         if stops and writing:

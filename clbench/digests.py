@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -24,6 +25,39 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the hex BLAKE2b-256 of the canonical JSON of a value."""
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=32).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the hex BLAKE2b-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+class ListDigest:
+    """The digest of a list whose values are seen one by one."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.blake2b(b"[", digest_size=32)
+        self._separator = ""
+
+    def add(self, value: Any) -> None:
+        """Take the next value."""
+        self._hasher.update((self._separator + canonical_json(value)).encode())
+        self._separator = ","
+
+    def hexdigest(self) -> str:
+        """Return what `digest` returns of the list of all values so far."""
+        hasher = self._hasher.copy()
+        hasher.update(b"]")
+        return hasher.hexdigest()
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> str:
+        """Return the digest of values that need not be in memory together."""
+        found = cls()
+        for value in values:
+            found.add(value)
+        return found.hexdigest()
 
 
 def items_digest(items: Iterable[Mapping[str, Any]]) -> str:

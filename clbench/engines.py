@@ -6,7 +6,7 @@ import gc
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, cast
@@ -39,9 +39,13 @@ class Engine(Protocol):
     max_length: int | None  # tokens of a prompt and its answer; None is what the model can read
 
     def write(
-        self, prompts: Sequence[Sequence[int]], stops: Sequence[str], max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        stops: Sequence[str],
+        max_new_tokens: int,
+        end_ids: Collection[int] = (),
     ) -> list[Generation]:
-        """Continue prompts, each to its own stop, end or cap."""
+        """Continue prompts, each to its own stop, cap or end, which `end_ids` are too."""
 
     def score(self, items: Sequence[Alternatives]) -> list[list[float]]:
         """Return the log-likelihood (nats, summed) of each continuation of each item."""
@@ -60,9 +64,13 @@ class HuggingFace:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def write(
-        self, prompts: Sequence[Sequence[int]], stops: Sequence[str], max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        stops: Sequence[str],
+        max_new_tokens: int,
+        end_ids: Collection[int] = (),
     ) -> list[Generation]:
-        """Continue prompts, each to its own stop, end or cap."""
+        """Continue prompts, each to its own stop, cap or end, which `end_ids` are too."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
         written: dict[int, Generation] = {}
         for at in range(0, len(order), self.batch_size):
@@ -73,6 +81,7 @@ class HuggingFace:
                 self.tokenizer,
                 stops=stops,
                 max_new_tokens=max_new_tokens,
+                end_ids=end_ids,
             )
             written.update(zip(batch, generations, strict=True))
         return [written[i] for i in range(len(prompts))]
@@ -100,22 +109,27 @@ class Vllm:
         self.max_length = min(self.model.config.max_position_embeddings, MOST_CONTEXT)
 
     def write(
-        self, prompts: Sequence[Sequence[int]], stops: Sequence[str], max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        stops: Sequence[str],
+        max_new_tokens: int,
+        end_ids: Collection[int] = (),
     ) -> list[Generation]:
-        """Continue prompts, each to its own stop, end or cap."""
+        """Continue prompts, each to its own stop, cap or end, which `end_ids` are too."""
+        final = {self.tokenizer.eos_token_id, *end_ids}
         outputs = self._ask(
             prompts,
             max_tokens=max_new_tokens,
             stop=list(stops),
-            ignore_eos=True,  # the tokenizer's alone ends a text, not what the model's files add
-            stop_token_ids=[self.tokenizer.eos_token_id],
+            ignore_eos=True,  # these alone end a text, not what the model's files add
+            stop_token_ids=sorted(final),
         )
-        return [self._generation(output.outputs[0], stops) for output in outputs]
+        return [self._generation(output.outputs[0], stops, final) for output in outputs]
 
-    def _generation(self, written: Any, stops: Sequence[str]) -> Generation:
+    def _generation(self, written: Any, stops: Sequence[str], final: set[int]) -> Generation:
         ids = list(written.token_ids)
         reason: StopReason = "length" if written.finish_reason == "length" else "stop"
-        if ids and ids[-1] == self.tokenizer.eos_token_id:
+        if ids and ids[-1] in final:
             reason = "eos"
         return decoding.finish(ids, reason, self.tokenizer, stops)
 

@@ -20,6 +20,7 @@ from clbench.layers import weight_shape
 from clbench.memory import check_memory, gigabytes
 from clbench.model_files import locate
 from clbench.models import causal_config, choose_dtype, num_parameters
+from clbench.repositories import Repositories
 from clbench.strategy import Strategy
 
 # Shares of the measured rate of one large matrix product that the phases reach. Generation is
@@ -63,14 +64,18 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    config: RunConfig, strategy: Strategy, device: torch.device, workload: Workload
+    config: RunConfig,
+    strategy: Strategy,
+    device: torch.device,
+    workload: Workload,
+    repositories: Repositories | None = None,
 ) -> Estimate:
     """Estimate a run from its configuration; no weight is loaded. Raises UserError.
 
     `strategy` says by a hyperparameter called `rank` that it trains factors of the target
     layers; without one, all weights are taken to train, in float32.
     """
-    model = empty_model(config.model, config.revision)
+    model = empty_model(config.model, config.revision, repositories)
     targets = [model.get_submodule(name) for name in adapters.find_targets(model, config.targets)]
     widths = [weight_shape(layer) for layer in targets]  # (out, in)
     parameters = num_parameters(model)
@@ -107,9 +112,11 @@ def check(what: Estimate, device: torch.device, out: Path) -> None:
         )
 
 
-def empty_model(name: str, revision: str | None = None) -> nn.Module:
+def empty_model(
+    name: str, revision: str | None = None, repositories: Repositories | None = None
+) -> nn.Module:
     """Return a model without storage, fetching only its description; raises UserError."""
-    files = locate(name, revision, weights=False)
+    files = locate(name, revision, weights=False, repositories=repositories)
     config = causal_config(files)
     factory: Any = AutoModelForCausalLM  # untyped
     with torch.device("meta"):

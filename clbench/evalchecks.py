@@ -105,6 +105,7 @@ def _smaller(
         ),
         isolation=isolation,
         hub=evaluator.hub,
+        chat=evaluator.chat,
     )
 
 
@@ -132,6 +133,26 @@ def recalled_agreement(
     for name, agreement in made.items():
         evalcache.store(cache_dir, identities[name], agreement._asdict())
     return {name: stored[name] or made[name]._asdict() for name in eval_ids}
+
+
+def code_checks(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """Return, for each eval that runs code, which of its items cannot tell right from wrong.
+
+    Nothing is run without isolation, and once per items digest and backend where results are
+    cached.
+    """
+    if evaluator.isolation is None:
+        return {}
+    found = {}
+    for name, spec in evaluator.evals.items():
+        if spec.execution:
+            check = check_code_eval(evaluator.plan(name), evaluator.isolation, evaluator.cache_dir)
+            found[name] = {
+                "num_items": check.num_items,
+                "failing_references": list(check.failing_references),
+                "passing_empties": list(check.passing_empties),
+            }
+    return found
 
 
 def compare(alone: EvalResult, together: EvalResult, *, exact: bool) -> Agreement:

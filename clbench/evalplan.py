@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from clbench import drift, evalresult, judge
+from clbench.chat import Chat
 from clbench.config import EvalConfig
+from clbench.dataset import DataSet
 from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
@@ -28,20 +31,33 @@ class Documents(list[dict[str, Any]]):
         """Return the columns by name."""
         return self[0]
 
+    def map(self, make: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Documents:
+        """Return every document with what `make` makes of it, as a data set's `map` does."""
+        return Documents({**doc, **make(doc)} for doc in self)
+
 
 class EvalPlan:
     """An eval bound to its documents: which are scored, with which prompts, under which digest."""
 
-    def __init__(self, spec: Eval, task: Any, config: EvalConfig) -> None:
+    def __init__(self, spec: Eval, task: Any, config: EvalConfig, chat: Chat | None = None) -> None:
         """Choose the documents and build their prompts; `task` is lm-eval's."""
         self.spec, self.task = spec, task
         self.judge = judge.identity(config) if spec.judged else None
+        self.chat_digest = None if chat is None else chat.digest
         self.everything: Sequence[Mapping[str, Any]] = task.eval_docs
         names = [str(doc.get("id", i)) for i, doc in enumerate(self.everything)]
         if len(set(names)) != len(names):
             raise ValueError(f"documents of {spec.id} share an id")
         self.indices = self._subset(names, config)
-        task.build_all_requests(samples=self.indices, rank=0, world_size=1)
+        task.build_all_requests(
+            samples=self.indices,
+            rank=0,
+            world_size=1,
+            apply_chat_template=chat is not None,
+            fewshot_as_multiturn=chat is not None,
+            chat_template=None if chat is None else chat.render,
+        )
+        self.names = names
         self.limited = len(self.indices) < len(names)
         self.ids = [names[i] for i in self.indices]
         self.docs = [self.everything[i] for i in self.indices]
@@ -81,7 +97,7 @@ class EvalPlan:
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
-        gold = accepted(self.task, doc)
+        gold: Any = self._golds(doc) or None
         if self.spec.execution:
             gold = doc["cases"] if self.spec.execution == "cases" else doc["suffix"]
         cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
@@ -92,7 +108,7 @@ class EvalPlan:
         rated = {"judge": self.judge} if self.spec.judged else {}
         return rated | {
             "id": self.spec.id,
-            "version": self.spec.version,
+            "version": self.version,
             "items": self.items_digest,
             "output_type": config.output_type,
             "stops": self.stops,
@@ -104,25 +120,32 @@ class EvalPlan:
         }
 
     def probes(self) -> dict[str, Probe]:
-        """Return each item's question, its prompt where the document names none, and golds."""
+        """Return the question and the right answers of every document, scored here or not.
+
+        What is left out of the training rows must not depend on how many items are scored.
+        """
         return {
-            name: Probe(question, tuple(self.aliases[name]))
-            for name, question in zip(self.ids, self.questions, strict=True)
+            name: Probe(self._question(doc), tuple(self._golds(doc)))
+            for name, doc in zip(self.names, self.everything, strict=True)
         }
 
     @property
     def questions(self) -> list[str]:
-        """Return what each item asks: the prompt, unless its document names it without template."""
-        pairs = zip(self.docs, self.prompts, strict=True)
-        return [str(doc.get("question", prompt)) for doc, prompt in pairs]
+        """Return what each scored item asks."""
+        return [self._question(doc) for doc in self.docs]
+
+    def _question(self, doc: Mapping[str, Any]) -> str:
+        """Return what a document asks, without worked examples and without a chat template."""
+        return str(doc["question"] if "question" in doc else self.task.doc_to_text(doc))
 
     def describe(self) -> dict[str, Any]:
         """Return, for the record, how this eval is asked and read."""
         limit = {"items": len(self.ids), "ids_digest": digest(self.ids)}
         return {
-            "version": self.spec.version,
+            "version": self.version,
             "metric": self.spec.metric,
             "chance": self.spec.chance,
+            "group": self.spec.group,
             "task_digest": self.task_digest,
             "items_digest": self.items_digest,
             "output_type": self.task.config.output_type,
@@ -131,8 +154,26 @@ class EvalPlan:
             "new_tokens": self.new_tokens,
             "limit": limit if self.limited else None,
             "rank_items": len(self.rank_ids),
-            "chat_template": None,
+            "chat_template": self.chat_digest,
             **({"judge": self.judge} if self.spec.judged else {}),
+            **self._sources(),
+        }
+
+    def _sources(self) -> dict[str, Any]:
+        """Return which records the documents are made of and how, where they are not generated."""
+        if not self.spec.data:
+            return {}
+        tables = {
+            split: [data] if isinstance(data, DataSet) else data
+            for split, data in self.spec.data.items()
+        }
+        prepare = self.spec.prepare
+        return {
+            "data": {split: [each.identity() for each in t] for split, t in tables.items()},
+            "definition": self.spec.config if isinstance(self.spec.config, str) else "own",
+            "prompt": plain(self.task.config.doc_to_text),
+            "target": plain(self.task.config.doc_to_target),
+            "prepare": plain(asdict(prepare) if is_dataclass(prepare) else prepare),
         }
 
     @property
@@ -147,12 +188,25 @@ class EvalPlan:
         settings = self.task.config.generation_kwargs
         return None if settings is None else new_tokens_of(settings)
 
+    @property
+    def version(self) -> Any:
+        """Return the version of the definition."""
+        pinned = self.spec.version
+        return (self.task.config.metadata or {}).get("version") if pinned is None else pinned
+
+    @property
+    def has_gold(self) -> bool:
+        """Return whether the documents name a right answer; 0 without options names none."""
+        config = self.task.config
+        return config.doc_to_target != 0 or config.doc_to_choice is not None
+
     @functools.cached_property
     def aliases(self) -> dict[str, list[str]]:
         """Return the accepted answers of each item."""
-        return {
-            name: accepted(self.task, doc) for name, doc in zip(self.ids, self.docs, strict=True)
-        }
+        return {name: self._golds(doc) for name, doc in zip(self.ids, self.docs, strict=True)}
+
+    def _golds(self, doc: Mapping[str, Any]) -> list[str]:
+        return accepted(self.task, doc) if self.has_gold else []
 
 
 def accepted(task: Any, doc: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
+import lm_eval.tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -21,7 +22,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
-from clbench import decoding, engines, evalcache, evalresult, judge
+from clbench import decoding, engines, evalcache, evalkeys, evalresult, judge
+from clbench.chat import Chat
 from clbench.config import EngineName, EvalConfig
 from clbench.decoding import Alternatives, Generation
 from clbench.engines import Engine
@@ -44,6 +46,7 @@ from clbench.sandbox import Isolation
 from clbench.task import Eval
 
 FEWSHOT_SEED = 1234  # lm-eval's default
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
 
 
@@ -54,9 +57,15 @@ class Harness(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, batch_size: int, engine: Engine | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_size: int,
+        engine: Engine | None = None,
+        chat: Chat | None = None,
     ) -> None:
         self.engine = engine or engines.HuggingFace(model, tokenizer, batch_size)
+        self.chat = chat
         with quiet():
             super().__init__(
                 pretrained=model,
@@ -68,6 +77,20 @@ class Harness(HFLM):  # type: ignore[misc]
         self.generations: list[Generation] = []
         self.num_tokens = 0
         self.num_truncated = 0  # prompts that did not fit
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **settings: Any
+    ) -> list[int]:
+        """Tokenize as lm-eval does; a chat template has written the special tokens itself."""
+        special = add_special_tokens if self.chat is None else False
+        return list(super().tok_encode(string, add_special_tokens=special, **settings))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return messages as the chat template writes them."""
+        assert self.chat is not None  # run_harness asks for it only then
+        return self.chat.render(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Answer the requests of one eval; all of them have its settings."""
@@ -88,7 +111,12 @@ class Harness(HFLM):  # type: ignore[misc]
             )
         ids = [self.tok_encode(prompt) for prompt in prompts]
         self.num_truncated += sum(len(row) > room for row in ids)
-        written = self.engine.write([row[-room:] for row in ids], stops, max_new_tokens)
+        written = self.engine.write(
+            [row[-room:] for row in ids],
+            stops,
+            max_new_tokens,
+            frozenset() if self.chat is None else self.chat.end_ids,
+        )
         self.num_tokens += sum(len(generation.ids) for generation in written)
         self.seconds["generate"] += time.monotonic() - start
         return written
@@ -164,13 +192,15 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
     """Return lm-eval's task of an eval: its own by name, or ours from its fields.
 
     The documents are those that `hub` finds, whatever the task would have downloaded. Raises
-    UserError for a name that lm-eval does not know.
+    UserError for a name that lm-eval does not know, for another version of it than the eval is
+    pinned to, and for what the eval needs and this machine does not have.
     """
+    evalkeys.check_needs(spec)
+    if spec.setup is not None:
+        spec.setup()
     if isinstance(spec.config, str):
-        entry = TaskManager().task_index.get(spec.config)
-        if entry is None or entry.yaml_path is None:
-            raise UserError(f"lm-eval {lm_eval.__version__} has no task {spec.config!r}")
-        fields = dict(load_yaml(entry.yaml_path, resolve_func=True))
+        fields = dict(load_yaml(_definition(spec.config), resolve_func=True))
+        evalkeys.check_version(spec, fields.get("metadata", {}).get("version"))
     else:
         fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
         fields |= {"task": spec.id, "metadata": {"version": spec.version}}
@@ -180,14 +210,39 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
         fields["custom_dataset"] = lambda **_: (
             {"test": Documents(docs())} if docs is not None else _splits(spec, hub)
         )
+    if spec.data:  # lm-eval reads every split that a definition names, even for zero shots
+        for key in SPLITS:
+            if fields.get(key) not in spec.data:
+                fields.pop(key, None)
     for key in ("tag", "group"):  # where lm-eval lists a task, not what it is
         fields.pop(key, None)
+    fields["num_fewshot"] = evalkeys.shots(spec, fields)
+    evalkeys.check_examples(spec, fields)
     with quiet():
         task = ConfigurableTask(config=fields)
-    if task.config.num_fewshot is None:
-        task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
+
+
+def _definition(name: str) -> Path:
+    """Return the file of one of lm-eval's tasks; raises UserError for an unknown name.
+
+    Most lie in a file or a folder of their name, and lm-eval's index of all takes ten seconds.
+    """
+    root = Path(lm_eval.tasks.__file__).parent
+    for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted((root / name).glob("*.yaml"))]:
+        if load_yaml(path, resolve_func=False).get("task") == name:
+            return path
+    entry = _task_index().get(name)
+    if entry is None or entry.yaml_path is None:
+        raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
+    return Path(entry.yaml_path)
+
+
+@functools.cache
+def _task_index() -> dict[str, Any]:
+    """Return what lm-eval knows by name; it reads thousands of files to say so."""
+    return dict(TaskManager().task_index)
 
 
 def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
@@ -216,8 +271,11 @@ def quiet() -> Iterator[None]:
         lm_eval.api.task.tqdm = bar
 
 
-def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
-    """Run one eval; lm-eval's caches are off, because the model is in neither of their keys."""
+def run_harness(lm: LM, plan: EvalPlan, chat: Chat | None = None) -> dict[str, Any]:
+    """Run one eval; lm-eval's caches are off, because the model is in neither of their keys.
+
+    With `chat`, worked examples are earlier turns of the conversation.
+    """
     name = plan.task.task_name
     with quiet():
         return dict(
@@ -227,6 +285,8 @@ def run_harness(lm: LM, plan: EvalPlan) -> dict[str, Any]:
                 samples={name: plan.indices},
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=chat is not None,
             )
         )
 
@@ -250,8 +310,10 @@ class Evaluator:
         cache_dir: Path | None = None,
         hub: Hub | None = None,
         plans: dict[str, EvalPlan] | None = None,
+        chat: Chat | None = None,
     ) -> None:
         self.hub = hub or Hub()
+        self.chat = chat
         self.model_info = model_info
         self.tokenizer = copy.deepcopy(tokenizer)
         self.evals = {spec.id: spec for spec in evals}
@@ -261,7 +323,7 @@ class Evaluator:
         self.isolation = isolation
         self.cache_dir = cache_dir
         self._plans = {} if plans is None else plans
-        self._ceilings: dict[str, float] = {}
+        self._ceilings: dict[str, float | None] = {}
 
     def evaluate(
         self,
@@ -300,14 +362,16 @@ class Evaluator:
         if name not in self._plans:
             spec = self.evals[name]
             with quiet():
-                self._plans[name] = EvalPlan(spec, build_task(spec, self.hub), self.config)
+                task = build_task(spec, self.hub)
+                self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]
 
     def ceiling(self, name: str) -> float | None:
         """Return the score of an oracle that writes the gold through the eval's stops.
 
-        For code it is the share of references that the stops leave whole; `check_code` runs
-        them. An open question has no gold, so what a judge rates has no ceiling.
+        None for an eval whose documents name no right answer, such as one that a judge rates.
+        For code it is the share of references that the stops leave whole; `check_code_eval` runs
+        them. Raises UserError for a pinned key that lm-eval does not print.
         """
         plan = self.plan(name)
         if plan.spec.judged:
@@ -320,7 +384,9 @@ class Evaluator:
                 self._ceilings[name] = sum(whole) / len(whole)
             else:
                 results = run_harness(oracle, plan)["results"]
-                self._ceilings[name] = read_metric(plan, results, plan.spec.metric)
+                evalkeys.check_printed(plan.spec, results[plan.task.task_name])
+                score = read_metric(plan, results, plan.spec.metric)
+                self._ceilings[name] = score if plan.has_gold else None
         return self._ceilings[name]
 
     def identity(self, name: str, weights_digest: str) -> dict[str, Any]:
@@ -337,7 +403,7 @@ class Evaluator:
                 "batch_size": self.config.batch_size,
             },
             "rank_ids": plan.rank_ids,
-            "chat_template": None,
+            "chat_template": plan.chat_digest,
             "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
             "engine": engines.describe(self.engine),
         }
@@ -361,8 +427,8 @@ class Evaluator:
     ) -> EvalResult:
         plan = self.plan(name)
         with decoding.eval_mode(model):
-            harness = Harness(model, self.tokenizer, self.config.batch_size, engine)
-            run = run_harness(harness, plan)
+            harness = Harness(model, self.tokenizer, self.config.batch_size, engine, self.chat)
+            run = run_harness(harness, plan, self.chat)
             items = read_items(plan, run["samples"][plan.task.task_name], harness.generations)
             if plan.spec.open_answer:
                 add_drift(harness, plan, items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ from clbench.checkpoint import Checkpoints
 from clbench.config import RunConfig
 from clbench.data import derived_seed
 from clbench.errors import RunFailed
+from clbench.hubcache import network_off
 from clbench.movement import StartWeights, task_movement
 from clbench.phases import Meter
 from clbench.preparation import Plan, prepare
@@ -40,7 +42,8 @@ def run(
     """
     progress = progress or Silent()
     try:
-        return carry_out(config, out or config.directory(), fresh, progress)
+        with network_off() if config.locked else nullcontext():
+            return carry_out(config, out or config.directory(), fresh, progress)
     finally:
         progress.done()
 
@@ -51,7 +54,9 @@ def carry_out(config: RunConfig, place: Path, fresh: bool, progress: Progress) -
     with RunDirectory(place, recording.new_record(plan), fresh=fresh) as book:
         if book.record.status == "partial":
             if config.model != "tiny":
-                needs = estimate.estimate(config, plan.strategy, plan.device, plan.workload())
+                needs = estimate.estimate(
+                    *(config, plan.strategy, plan.device, plan.workload(), plan.hub.repositories)
+                )
                 progress.note(f"this run needs {needs.sentence()}")
                 estimate.check(needs, plan.device, place)
                 progress.note("the first run of a model checks that batches move no outcome")
@@ -72,7 +77,8 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
     targets = find_targets(model, plan.config.targets)
     start = StartWeights(model, targets)
     checkpoints = Checkpoints(book.path / "weights", model)
-    book.save(**recording.description(plan, targets, book.record))
+    plan.read(progress)
+    book.describe(**recording.description(plan, targets, book.record))
     for note in recording.notes(plan, book.record):
         progress.note(note)
     if book.checkpoint is not None:

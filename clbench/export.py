@@ -123,7 +123,8 @@ def _load(run: Path, record: Record) -> Kept:
         raise UserError(f"the run in {run} is {record.status}; only a finished one has a result")
     if not (run / "weights").is_dir():
         raise UserError(f"{run} holds a record without its weights; export needs the run itself")
-    config = RunConfig.of(cast(dict[str, Any], (record.config.model_extra or {})["run"]))
+    asked = RunConfig.of(cast(dict[str, Any], (record.config.model_extra or {})["run"]))
+    config = asked.model_copy(update={"revision": record.model.revision})  # the commit it was
     loaded = models.load(config.model, record.model.dtype, choose_device("auto"), config.revision)
     if loaded.info["weights_digest"] != record.model.weights_digest:
         raise UserError(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet
 
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
+from clbench.hubcache import Repository, fingerprint
+from clbench.lock import Entry
+from clbench.repositories import Repositories
 from clbench.task import Row
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+CARDS = ("README.md", ".huggingface.yaml")  # where a repository says which files make a split
+BATCH = 1000  # records read at a time
 
 
 class Found(NamedTuple):
@@ -27,7 +35,10 @@ class Found(NamedTuple):
 class Hub:
     """Finds and reads the data sets of one run, each once; what was used is kept for the record."""
 
-    def __init__(self, *, data_dir: Path | None = None) -> None:
+    def __init__(
+        self, repositories: Repositories | None = None, *, data_dir: Path | None = None
+    ) -> None:
+        self.repositories = repositories or Repositories()
         self.data_dir = data_dir
         self._found: dict[DataSet, Found] = {}
 
@@ -38,6 +49,22 @@ class Hub:
             self._found[data] = finders[data.place](data)
         return self._found[data]
 
+    def sources(self, *data: DataSet) -> list[dict[str, Any]]:
+        """Return, for the record, which commit and files each data set was read from."""
+        return [self._source(each) for each in dict.fromkeys(data)]
+
+    def _source(self, data: DataSet) -> dict[str, Any]:
+        found = self.find(data)
+        files = zip(found.names, found.paths, strict=True)
+        return {
+            "id": data.id,
+            "config": data.config,
+            "split": data.split,
+            "revision": found.revision,
+            "license": data.license,
+            "files": {name: fingerprint(path).model_dump() for name, path in files},
+        }
+
     def table(self, data: DataSet | Sequence[DataSet]) -> Any:
         """Return the records as a memory-mapped `datasets.Dataset`; several are concatenated.
 
@@ -46,16 +73,24 @@ class Hub:
         if not isinstance(data, DataSet):
             return datasets.concatenate_datasets([self.table(part) for part in data])
         paths = self.find(data).paths
-        reader = READERS.get(paths[0].suffix)
-        if reader is None:
+        kind = next(part for part in (*reversed(paths[0].suffixes), "") if part not in PACKED)
+        if kind not in READERS:
             raise UserError(
                 f"data set {data.name} holds {paths[0].name}; choices of its kind: "
                 f"{', '.join(READERS)}"
             )
+        options = {"sep": "\t"} if kind == ".tsv" else {}
+        if not any(path.stat().st_size for path in paths):
+            raise UserError(f"data set {data.name} is empty")
         try:
+            full = [str(path) for path in paths if _holds_rows(path)]
+            if not full:
+                raise UserError(f"data set {data.name} is empty")
             table: Any = datasets.load_dataset(
-                reader, data_files=[str(path) for path in paths], split="train"
+                READERS[kind], data_files=full, split="train", **options
             )
+        except UserError:
+            raise
         except Exception as error:  # a damaged file may fail in any way
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise UserError(f"data set {data.name} cannot be read: {reason}") from error
@@ -64,47 +99,86 @@ class Hub:
         for column in data.columns:
             if column not in table.column_names:
                 raise unknown(f"column of data set {data.name}", column, table.column_names)
-        return table
+        for column, feature in table.features.items():
+            if isinstance(feature, datasets.Image):  # seen to be there or not, never looked at
+                table = table.cast_column(column, datasets.Image(decode=False))
+        chosen = data.chosen(len(table))
+        if not chosen:
+            raise UserError(f"data set {data.name} has one record, too few to hold some out")
+        return table if chosen == range(len(table)) else table.select(chosen)
 
     def rows(self, source: Source) -> tuple[Row, ...]:
-        """Return the training rows of a source; raises UserError where there are none."""
+        """Return the rows of a source; raises UserError where there are none."""
+        return tuple(self.iter_rows(source))
+
+    def iter_rows(self, source: Source) -> Iterator[Row]:
+        """Yield the rows of a source, a few records in memory; raises UserError for none."""
         source.template.check()
-        table = self.table(source.data)
+        table, columns = self.table(source.data), source.template.columns()
         if source.prepare is None:
-            for column in source.template.columns():
+            for column in columns:
                 if column not in table.column_names:
                     raise unknown(
                         f"column of data set {source.data.name}", column, table.column_names
                     )
+            table = table.select_columns(list(columns))
         if source.limit is not None:
             table = table.select(range(min(source.limit, len(table))))
-        rows = []
-        for number, record in enumerate(table):
+        found = False
+        for number, record in enumerate(_records(table)):
             values = record if source.prepare is None else source.prepare(record)
             if values is not None:
-                rows.append(source.template.row(f"{source.data.id}/{number}", values))
-        if not rows:
+                found = True
+                texts = {name: "" if v is None else v for name, v in values.items()}
+                yield source.template.row(f"{source.data.id}/{number}", texts)
+        if not found:
             raise UserError(f"data set {source.data.name} has no usable row")
-        return tuple(rows)
+
+    def wanted(self, data: DataSet) -> tuple[Repository, list[str]]:
+        """Return the repository of a data set of the hub, and which of its files make it."""
+        repo = Repository("dataset", data.id, data.revision or "main")
+        if data.files:
+            return repo, _matching(data, self.repositories.names(repo, data.files))
+        return repo, self._configured(repo, data)
 
     def _fetch(self, data: DataSet) -> Found:
-        from huggingface_hub import snapshot_download
+        repo, names = self.wanted(data)
+        paths = self.repositories.fetch(repo, names)
+        return Found(
+            tuple(names), tuple(paths[name] for name in names), self.repositories.commit(repo)
+        )
 
-        root = Path(
-            snapshot_download(
-                data.id,
-                repo_type="dataset",
-                revision=data.revision,
-                allow_patterns=list(data.files),
+    def _configured(self, repo: Repository, data: DataSet) -> list[str]:
+        """Return the files that the repository's own configuration names for a split."""
+        key = f"{data.config or 'default'}/{data.split}"
+        if self.repositories.locked:
+            locked = self.repositories.entry(repo).splits
+            if key not in locked:
+                raise self.repositories.refusal(f"data set {data.name}")
+            return locked[key]
+        names = self.repositories.names(repo)
+        script = f"{data.id.rpartition('/')[2]}.py"
+        if script in names:
+            raise UserError(
+                f"data set {data.name} needs its own code {script}, which is not run; name the "
+                "files to read, or use a copy of it that holds its rows as files"
+            )
+        cards = self.repositories.fetch(repo, [name for name in CARDS if name in names])
+        found = _data_files(names, cards, data)
+        commit = self.repositories.commit(repo)
+        self.repositories.note(
+            Entry(
+                kind=repo.kind, id=repo.id, asked=repo.asked, revision=commit, splits={key: found}
             )
         )
-        return Found(*self._matching(data, root), revision=root.name)
+        return found
 
     def _file(self, data: DataSet) -> Found:
-        path = Path(data.id).expanduser()
+        path = Path(data.base) / Path(data.id).expanduser()
         if not path.is_file():
-            raise UserError(f"there is no data file {data.id!r}")
-        return Found((data.id,), (path,), None)
+            raise UserError(f"there is no data file {str(path)!r}")
+        self.repositories.note_local("file", data.id, {path.name: path})
+        return Found((path.name,), (path,), None)
 
     def _folder(self, data: DataSet) -> Found:
         if self.data_dir is None:
@@ -113,13 +187,58 @@ class Hub:
             )
         if not self.data_dir.is_dir():
             raise UserError(f"there is no folder {str(self.data_dir)!r}")
-        return Found(*self._matching(data, self.data_dir), revision=None)
-
-    def _matching(self, data: DataSet, root: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         everything = sorted(
-            path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
+            path.relative_to(self.data_dir).as_posix()
+            for path in self.data_dir.rglob("*")
+            if path.is_file()
         )
-        names = tuple(n for n in everything if any(fnmatchcase(n, p) for p in data.files))
-        if not names:
-            raise UserError(f"data set {data.name} has no file {' or '.join(data.files)}")
-        return names, tuple(root / name for name in names)
+        paths = {name: self.data_dir / name for name in _matching(data, everything)}
+        self.repositories.note_local("folder", data.id, paths)
+        return Found(tuple(paths), tuple(paths.values()), None)
+
+
+def _matching(data: DataSet, names: Iterable[str]) -> list[str]:
+    """Return the names that the patterns of a data set choose; each has to choose some."""
+    known = list(names)
+    for pattern in data.files:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UserError(f"data set {data.name} has no file {pattern}")
+    return [name for name in known if any(fnmatchcase(name, p) for p in data.files)]
+
+
+def _holds_rows(path: Path) -> bool:
+    """Tell whether a file has rows; the library cannot read one that has none."""
+    if path.suffix == ".parquet":
+        return int(pyarrow.parquet.read_metadata(path).num_rows) > 0
+    with path.open("rb") as file:
+        return file.read(64).strip() not in (b"", b"[]")
+
+
+def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:
+    """Return which of the names make a split, as the `datasets` library reads the cards.
+
+    It is shown a folder with the cards and empty files of these names, so that it asks nothing
+    of the network, and answers for a commit that is only partly in the cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder).resolve() / "data"
+        for name in names:
+            place = root / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(cards[name].read_bytes() if name in cards else b"")
+        try:
+            builder = datasets.load_dataset_builder(str(root), data.config, cache_dir=folder)
+        except Exception as error:  # what a card says may be wrong in any way
+            reason = str(error).strip().partition("\n")[0].replace(str(root), data.id)
+            raise UserError(f"data set {data.name} does not say its files: {reason}") from error
+        splits = {str(split): files for split, files in builder.config.data_files.items()}
+        if data.split not in splits:
+            raise unknown(f"split of data set {data.id}", data.split, splits)
+        return [Path(file).relative_to(root).as_posix() for file in splits[data.split]]
+
+
+def _records(table: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records of a table; whole batches are read much faster than one at a time."""
+    for batch in table.iter(BATCH):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))

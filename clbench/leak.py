@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
+from clbench.ngrams import Corpus, Grams, Vocabulary, Wholes
+
+CHECK = "leak.v1"  # what is looked for and how; part of what its results are kept under
 NGRAM = 13
 SHORTEST = 5  # tokens from which a probe may be found inside a longer text
 SHORTEST_NGRAM = 6  # tokens from which a short probe's full length counts as its n-gram
 TEMPLATE_SHARE = 0.01  # n-grams in more of an eval's own items are its template
 MOST_EXACT, MOST_NGRAM = 0.001, 0.01  # shares of items above which a run is flagged
 TRAINED_ON = ("train", "replay")  # first words of the names of sources that can flag a run
+DOCUMENTS_AT_A_TIME = 2000
+WORD = re.compile(r"[^\W_]+")
 
 Tokens = tuple[str, ...]
-Document = Sequence[str]  # the text fields of one source row
+Document = Sequence[str]  # the text fields of one source row, what is asked first
+Owner = tuple[str, str]  # an eval and one of its items
 
 
 class Probe(NamedTuple):
@@ -38,7 +45,12 @@ class _Found:
 
 def tokenize(text: str) -> Tokens:
     """Return the tokens of a text: NFKC, casefolded, split at what is not alphanumeric."""
-    return tuple(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+    return tuple(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return WORD.findall(plain.casefold())
 
 
 def report(
@@ -53,17 +65,36 @@ def report(
     by name and eval id. The result has `evals` (source -> eval -> `leak_exact.v1`,
     `leak_ngram.v1`, `leak_answer.v1`, hit item ids), `same_source` (pairs) and `flags`.
     """
-    index = _Index(probes)
-    evals = {name: index.scan(documents) for name, documents in sources.items()}
+    index = Index(probes)
+    scans = {name: index.scan(documents) for name, documents in sources.items()}
+    return combine(scans, same_source(sources, probes, data_ids or {}))
+
+
+def combine(
+    scans: Mapping[str, Mapping[str, Any]], pairs: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Return the report of what `Index.scan` found by source, and the pairs of one data set.
+
+    Where documents were removed, `before_removal` says how many, with the numbers of all of them.
+    """
+    evals = {name: found["evals"] for name, found in scans.items()}
     leaked = any(
         numbers["leak_exact.v1"] > MOST_EXACT or numbers["leak_ngram.v1"] > MOST_NGRAM
         for name, by_eval in evals.items()
         if name.split()[0] in TRAINED_ON
         for numbers in by_eval.values()
     )
-    pairs = same_source(sources, probes, data_ids or {})
-    flags = ["leak"] * leaked + ["same_source"] * bool(pairs)
-    return {"evals": evals, "same_source": pairs, "flags": flags}
+    before = {
+        name: {"removed": len(found["removed"]), "evals": found["all"]}
+        for name, found in scans.items()
+        if found["removed"]
+    }
+    return {
+        "evals": evals,
+        **({"before_removal": before} if before else {}),
+        "same_source": [list(pair) for pair in pairs],
+        "flags": ["leak"] * leaked + ["same_source"] * bool(pairs),
+    }
 
 
 def same_source(
@@ -78,65 +109,84 @@ def same_source(
     ]
 
 
-class _Index:
-    """All probes, found by the first tokens of what is looked for."""
+class Index:
+    """All probes of all evals, looked for together: a document is read once."""
 
     def __init__(self, probes: Mapping[str, Mapping[str, Probe]]) -> None:
         self.probes = probes
-        self.wholes: dict[Tokens, list[tuple[str, str]]] = defaultdict(list)
-        self.inside: dict[Tokens, set[Tokens]] = defaultdict(set)  # first 5 tokens -> probes
-        self.ngrams: dict[Tokens, list[tuple[str, str]]] = defaultdict(list)
-        for eval_id, items in probes.items():
-            self._add(eval_id, {name: tokenize(probe.question) for name, probe in items.items()})
+        self.owners: list[Owner] = [(e, name) for e, items in probes.items() for name in items]
+        self.vocabulary = Vocabulary()
+        questions = [
+            self.vocabulary.learn(_words(probe.question))
+            for items in probes.values()
+            for probe in items.values()
+        ]
+        self.lengths = [len(ids) for ids in questions]
+        self.wholes = Wholes(questions, SHORTEST)
+        evals = [eval_id for eval_id, _ in self.owners]
+        self.grams = Grams(questions, evals, SHORTEST_NGRAM, NGRAM, TEMPLATE_SHARE)
+        self.short: dict[tuple[int, ...], list[int]] = {}
+        for number, ids in enumerate(questions):
+            if 0 < len(ids) < SHORTEST:
+                self.short.setdefault(tuple(ids), []).append(number)
 
-    def _add(self, eval_id: str, questions: Mapping[str, Tokens]) -> None:
-        seen = Counter(gram for tokens in questions.values() for gram in set(_ngrams(tokens)))
-        most = TEMPLATE_SHARE * len(questions)
-        for name, tokens in questions.items():
-            if not tokens:
-                continue
-            self.wholes[tokens].append((eval_id, name))
-            if len(tokens) >= SHORTEST:
-                self.inside[tokens[:SHORTEST]].add(tokens)
-            for gram in set(_ngrams(tokens)):
-                if seen[gram] <= max(most, 1):
-                    self.ngrams[gram].append((eval_id, name))
-        self.lengths = sorted({len(gram) for gram in self.ngrams})
+    def scan(self, documents: Iterable[Document], *, remove: bool = False) -> dict[str, Any]:
+        """Return, ready for JSON, the numbers of every eval for one source.
 
-    def scan(self, documents: Iterable[Document]) -> dict[str, dict[str, Any]]:
-        """Return the numbers of every eval for one source."""
-        found = {eval_id: _Found() for eval_id in self.probes}
-        for document in documents:
-            self._scan_document(document, found)
-        return {eval_id: self._numbers(eval_id, hits) for eval_id, hits in found.items()}
+        With `remove` the documents whose first field holds a probe in full are to be left out:
+        `removed` has their numbers, `evals` the numbers of the others and `all` of all.
+        """
+        left: dict[str, _Found] = {eval_id: _Found() for eval_id in self.probes}
+        gone: dict[str, _Found] = {eval_id: _Found() for eval_id in self.probes}
+        removed: list[int] = []
+        start = 0
+        following = iter(documents)
+        while chunk := list(islice(following, DOCUMENTS_AT_A_TIME)):
+            for number, hits in self._scan_chunk(chunk):
+                out = remove and hits.asked
+                if out:
+                    removed.append(start + number)
+                self._note(gone if out else left, hits, chunk[number])
+            start += len(chunk)
+        everything = {e: _union(left[e], gone[e]) for e in self.probes}
+        return {
+            "evals": {e: self._numbers(e, found) for e, found in left.items()},
+            "all": {e: self._numbers(e, found) for e, found in everything.items()},
+            "removed": removed,
+        }
 
-    def _scan_document(self, document: Document, found: Mapping[str, _Found]) -> None:
-        fields = [tokenize(text) for text in document]
-        tokens = tuple(token for part in fields for token in part)
-        exact = {owner for whole in self._wholes_in(tokens, fields) for owner in self.wholes[whole]}
-        ngram = {owner for gram in self._grams_in(tokens) for owner in self.ngrams[gram]}
-        for eval_id, name in exact:
-            found[eval_id].exact.add(name)
-        for eval_id, name in ngram:
-            found[eval_id].ngram.add(name)
-        for eval_id, name in exact | ngram:
-            golds = self.probes[eval_id][name].golds
-            if any(_occurs(tokenize(gold), tokens) for gold in golds):
-                found[eval_id].answered.add(name)
+    def _scan_chunk(self, chunk: Sequence[Document]) -> Iterator[tuple[int, _Hits]]:
+        """Yield the documents with hits by their numbers in the chunk, in order."""
+        fields = [[self.vocabulary.ids(_words(text)) for text in doc] for doc in chunk]
+        corpus = Corpus([[i for part in parts for i in part] for parts in fields])
+        hits: dict[int, _Hits] = defaultdict(_Hits)
+        for at, probe in self.wholes.find(corpus):
+            number = corpus.document(at)
+            asked = int(corpus.starts[number]) + len(fields[number][0])  # where that field ends
+            hits[number].exact.add(probe)
+            hits[number].asked |= at + self.lengths[probe] <= asked
+        for at, probe in self.grams.find(corpus):
+            hits[corpus.document(at)].ngram.add(probe)
+        for number, parts in enumerate(fields):
+            for position, part in enumerate(parts):
+                for probe in self.short.get(tuple(part), ()) if len(part) < SHORTEST else ():
+                    hits[number].exact.add(probe)
+                    hits[number].asked |= position == 0
+        yield from sorted(hits.items())
 
-    def _wholes_in(self, tokens: Tokens, fields: Sequence[Tokens]) -> Iterator[Tokens]:
-        yield from (part for part in fields if len(part) < SHORTEST and part in self.wholes)
-        for at in range(len(tokens) - SHORTEST + 1):
-            for whole in self.inside.get(tokens[at : at + SHORTEST], ()):
-                if tokens[at : at + len(whole)] == whole:
-                    yield whole
-
-    def _grams_in(self, tokens: Tokens) -> Iterator[Tokens]:
-        for length in self.lengths:
-            for at in range(len(tokens) - length + 1):
-                gram = tokens[at : at + length]
-                if gram in self.ngrams:
-                    yield gram
+    def _note(self, found: Mapping[str, _Found], hits: _Hits, document: Document) -> None:
+        tokens = tuple(token for text in document for token in _words(text))
+        for probe in hits.exact | hits.ngram:
+            eval_id, name = self.owners[probe]
+            of_eval = found[eval_id]
+            if probe in hits.exact:
+                of_eval.exact.add(name)
+            if probe in hits.ngram:
+                of_eval.ngram.add(name)
+            if name not in of_eval.answered:
+                golds = self.probes[eval_id][name].golds
+                if any(_occurs(tokenize(gold), tokens) for gold in golds):
+                    of_eval.answered.add(name)
 
     def _numbers(self, eval_id: str, found: _Found) -> dict[str, Any]:
         total, hits = len(self.probes[eval_id]), found.exact | found.ngram
@@ -149,11 +199,17 @@ class _Index:
         }
 
 
-def _ngrams(tokens: Tokens) -> list[Tokens]:
-    """Return a probe's 13-grams; 6 to 12 tokens are one n-gram, fewer are none."""
-    if SHORTEST_NGRAM <= len(tokens) < NGRAM:
-        return [tokens]
-    return [tokens[at : at + NGRAM] for at in range(len(tokens) - NGRAM + 1)]
+@dataclass
+class _Hits:
+    """What one document holds, by the numbers of the probes."""
+
+    exact: set[int] = field(default_factory=set)
+    ngram: set[int] = field(default_factory=set)
+    asked: bool = False  # a probe is in the first field in full
+
+
+def _union(a: _Found, b: _Found) -> _Found:
+    return _Found(a.exact | b.exact, a.ngram | b.ngram, a.answered | b.answered)
 
 
 def _occurs(part: Tokens, tokens: Tokens) -> bool:

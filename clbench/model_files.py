@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench import registry
 from clbench.errors import UserError, unknown
+from clbench.hubcache import Repository, Unavailable
+from clbench.repositories import Repositories
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -36,22 +40,39 @@ class ModelEntry(NamedTuple):
     num_bytes: int
 
 
-def locate(name: str, revision: str | None = None, *, weights: bool = True) -> ModelFiles:
+def locate(
+    name: str,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    repositories: Repositories | None = None,
+) -> ModelFiles:
     """Return the files of a model, fetched into the hub's cache if they are not there.
 
     `name` is a registered name, else a local directory, else a hub id. With `weights=False`
-    only the small files are fetched. Pickled weights are never fetched. Raises UserError.
+    only the small files are fetched. Pickled weights are never fetched. `repositories` are those
+    of a run, where a hub id stays at one commit. Raises UserError.
     """
-    entries = {entry.name: entry for entry in registry.listing(registry.MODELS)}
-    if name in entries:
-        return ModelFiles(name, _registered(name), entries[name].version)
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return ModelFiles(name, directory, None)
+    repo = repository(name, revision)
+    if repo is not None:
+        return _fetch(repo, weights, repositories or Repositories())
+    versions = {entry.name: entry.version for entry in registry.listing(registry.MODELS)}
+    if name in versions:
+        return ModelFiles(name, _registered(name), versions[name])
+    return ModelFiles(name, Path(name).expanduser(), None)
+
+
+def repository(name: str, revision: str | None = None) -> Repository | None:
+    """Return the repository that a model's name stands for; None for one that is here.
+
+    Raises UserError for what can only be a directory and is not there.
+    """
+    registered = {entry.name for entry in registry.listing(registry.MODELS)}
+    if name in registered or Path(name).expanduser().is_dir():
+        return None
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"there is no model directory {name!r}")
-    snapshot = _fetch(name, revision, weights)
-    return ModelFiles(name, snapshot, snapshot.name)
+    return Repository("model", name, revision or "main")
 
 
 def check_weights(files: ModelFiles) -> list[Path]:
@@ -121,32 +142,32 @@ def _holds_weights(repo: Any) -> bool:
     return bool(names & {WEIGHTS, INDEX})
 
 
-def _fetch(name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RevisionNotFoundError
+def _fetch(repo: Repository, weights: bool, repositories: Repositories) -> ModelFiles:
+    paths = repositories.fetch(repo, wanted_files(repo, repositories, weights=weights))
+    if CONFIG not in paths:
+        raise UserError(f"{repo.name} has no {CONFIG}; it holds no model that can be loaded")
+    return ModelFiles(repo.id, paths[CONFIG].parent, repositories.commit(repo))
 
-    wanted = DESCRIPTION_FILES + (WEIGHT_FILES if weights else [])
+
+def wanted_files(
+    repo: Repository, repositories: Repositories, *, weights: bool = True
+) -> list[str]:
+    """Return which files of a repository make a model: top level, described or safetensors."""
+    patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else [])
     try:
-        path = snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"model {name!r} has no revision {revision!r}") from None
-    except (HFValidationError, OSError) as error:
-        raise _not_found(name, error) from error
-    return Path(path)
+        names = repositories.names(repo)
+    except Unavailable as error:
+        raise _not_found(repo.id, error) from error
+    return [
+        name for name in names if "/" not in name and any(fnmatchcase(name, p) for p in patterns)
+    ]
 
 
-def _not_found(name: str, error: Exception) -> UserError:
-    reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+def _not_found(name: str, error: Unavailable) -> UserError:
     names = [entry.name for entry in registry.listing(registry.MODELS)]
     if "/" not in name:  # more likely a misspelt name than a hub id of the old kind
-        return UserError(f"{unknown('model', name, names)}, a directory or a hub id ({reason})")
+        return UserError(f"{unknown('model', name, names)}, a directory or a hub id ({error})")
     return UserError(
         f"model {name!r} is neither installed ({', '.join(names) or 'none is'}) nor a directory, "
-        f"and the hub does not give it: {reason}"
+        f"and the hub does not give it: {error}"
     )

@@ -24,6 +24,7 @@ from clbench.digests import digest
 from clbench.errors import UserError, unknown
 from clbench.memory import check_memory
 from clbench.model_files import ModelFiles, check_weights, locate, read_json
+from clbench.repositories import Repositories
 
 DTYPES = {
     "float32": torch.float32,
@@ -40,14 +41,21 @@ class Loaded(NamedTuple):
     info: dict[str, Any]
 
 
-def load(name: str, dtype: str, device: torch.device, revision: str | None = None) -> Loaded:
+def load(
+    name: str,
+    dtype: str,
+    device: torch.device,
+    revision: str | None = None,
+    repositories: Repositories | None = None,
+) -> Loaded:
     """Load a causal LM by registered name, directory or hub id; raises UserError.
 
     Only safetensors are read and no code of a repository is run. "auto" is float32 on CPU and
     bfloat16 elsewhere, whatever the file holds; the attention is the library's default.
+    `repositories` are those of a run, where a hub id stays at one commit.
     """
     chosen = choose_dtype(dtype, device)
-    files = locate(name, revision)
+    files = locate(name, revision, repositories=repositories)
     config = causal_config(files)
     num_bytes = sum(path.stat().st_size for path in check_weights(files))
     stored = DTYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from clbench import drift, evalresult
+from clbench.chat import Chat
 from clbench.decoding import Alternatives, Generation
 from clbench.evalplan import EvalPlan, gold_texts
 from clbench.evalresult import Item
@@ -13,6 +14,8 @@ from clbench.evalresult import Item
 
 class Model(Protocol):
     """What is asked of a model: texts, and how likely texts are."""
+
+    chat: Chat | None
 
     def write(
         self, prompts: Sequence[str], stops: Sequence[str], max_new_tokens: int
@@ -48,8 +51,9 @@ def add_drift(model: Model, plan: EvalPlan, items: Sequence[Item]) -> None:
 
 def _alternatives(model: Model, plan: EvalPlan) -> dict[str, Alternatives]:
     """Return each item's aliases and distractors as tokens; they are the same for all rows."""
+    before = " " if model.chat is None else ""  # a template ends where the answer begins
     if not plan.alternatives:
         for name, prompt in zip(plan.ids, plan.prompts, strict=True):
             texts = gold_texts(plan, name) + plan.candidates.get(name, [])[1:]
-            plan.alternatives[name] = model.alternatives(prompt, [" " + text for text in texts])
+            plan.alternatives[name] = model.alternatives(prompt, [before + text for text in texts])
     return plan.alternatives

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 import torch
 import transformers
 
-from clbench import data, engines, leak, models, registry, sandbox, training
+from clbench import (
+    data,
+    engines,
+    evalcache,
+    evalkeys,
+    leak,
+    models,
+    registry,
+    sandbox,
+    tokens,
+    training,
+)
+from clbench.chat import Chat
 from clbench.config import RunConfig
-from clbench.dataset import Source
+from clbench.dataset import DataSet, Source
+from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
+from clbench.lock import Lock
+from clbench.progress import Progress, Silent
+from clbench.repositories import Repositories
+from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
-from clbench.task import Row, Task
+from clbench.task import Eval, Task
+from clbench.tokens import Tokens
 
 CHARACTERS_PER_TOKEN = 3.5  # of English in common vocabularies; only the estimate rests on it
+ROWS_ESTIMATED = 500  # whose length stands for that of all
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,13 @@ class Plan:
     def loaded(self) -> models.Loaded:
         """Return the base model and its tokenizer, loaded on first use."""
         config = self.config
-        return models.load(config.model, config.dtype, self.device, revision=config.revision)
+        return models.load(
+            config.model,
+            config.dtype,
+            self.device,
+            revision=config.revision,
+            repositories=self.hub.repositories,
+        )
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -57,7 +85,8 @@ class Plan:
             isolation=self.isolation,
             cache_dir=cache_directory() / "evals",
             hub=self.hub,
-            plans=self._eval_plans,
+            chat=self.chat,
+            plans=self._eval_plans if self.chat is None else None,
         )
 
     @cached_property
@@ -65,56 +94,110 @@ class Plan:
         return {}
 
     @cached_property
-    def _rows(self) -> dict[str, Sequence[Row]]:
-        return {}
-
-    def rows(self, task: Task) -> Sequence[Row]:
-        """Return the training rows of a task, in the order of its data; made once."""
-        if task.name not in self._rows:
-            if task.parts:
-                made: Sequence[Row] = [row for part in task.parts for row in self.rows(part)]
-            else:
-                made = self.hub.rows(task.train) if isinstance(task.train, Source) else task.train()
-            self._rows[task.name] = made
-        return self._rows[task.name]
+    def chat(self) -> Chat | None:
+        """Return the chat template that wraps requests, None where they are asked as they are."""
+        return Chat(self.loaded.tokenizer) if self.config.chat_template else None
 
     @cached_property
-    def calibration_texts(self) -> list[str]:
+    def _rows(self) -> dict[str, Rows]:
+        return {}
+
+    def rows(self, task: Task) -> Rows:
+        """Return the training rows of a task, in the order of its data."""
+        if task.name not in self._rows:
+            self._rows[task.name] = Rows(task, self.hub)
+        return self._rows[task.name]
+
+    def texts(self, task: Task) -> list[str]:
+        """Return the training rows of a task as text, those left out that ask what an eval asks."""
+        asked = set(self.asked(task))
+        rows = (row for number, row in enumerate(self.rows(task)) if number not in asked)
+        if self.chat is not None:
+            return [self.chat.prompt(row) + self.chat.answer(row) for row in rows]
+        return [row.prompt + row.answer for row in rows]
+
+    @cached_property
+    def calibration_texts(self) -> Sequence[str]:
         """Return the world text that calibration reads."""
         source = self.edition.calibration
+        if source is None:
+            return []
         if isinstance(source, Source):
-            return [row.prompt + row.answer for row in self.hub.rows(source)]
+            return [row.prompt + row.answer for row in self.hub.iter_rows(source)]
         return list(source())
 
     @cached_property
-    def _examples(self) -> dict[str, list[Example]]:
-        return {}
+    def calibration_digest(self) -> str:
+        """Return the digest of the calibration text; what is read is not read again for it."""
+        source = self.edition.calibration
+        if not isinstance(source, Source):
+            return digest(self.calibration_texts)
+        folder, identity = cache_directory() / "texts", source_identity(source, self.hub)
+        stored = evalcache.load(folder, identity)
+        if stored is None:
+            stored = {"text_digest": digest(self.calibration_texts)}
+            evalcache.store(folder, identity, stored)
+        return str(stored["text_digest"])
 
     @cached_property
     def pad_id(self) -> int:
         """Return the id that fills batches."""
         return data.pad_id(self.loaded.tokenizer)
 
-    def examples(self, task: Task) -> list[Example]:
-        """Return the tokenized training examples of a task; tokenized once."""
+    @cached_property
+    def _examples(self) -> dict[str, Tokens]:
+        return {}
+
+    def examples(self, task: Task, progress: Progress | None = None) -> Tokens:
+        """Return the tokenized training examples of a task; tokenized once for all runs.
+
+        Rows that ask what an eval of this run asks are left out. Raises UserError if none is left.
+        """
         if task.name not in self._examples:
-            positions = self.loaded.info["max_positions"] or self.config.train.max_length
-            limit = min(self.config.train.max_length, positions)
-            self._examples[task.name] = data.encode(
-                self.rows(task), self.loaded.tokenizer, task.name, limit
-            )
+            found = self._tokens(task, progress or Silent())
+            left = found.without(self.asked(task))
+            if not left:
+                raise UserError(
+                    f"every training row of task {task.name} asks what an eval of the run asks"
+                )
+            self._examples[task.name] = left
         return self._examples[task.name]
+
+    @property
+    def _max_length(self) -> int:
+        longest = self.config.train.max_length
+        return min(longest, self.loaded.info["max_positions"] or longest)
+
+    def _tokens(self, task: Task, progress: Progress) -> Tokens:
+        rows, limit = self.rows(task), self._max_length
+        identity = {
+            "version": data.ENCODING,
+            "rows": rows.identity,
+            "tokenizer": self.loaded.info["tokenizer_digest"],
+            "chat_template": None if self.chat is None else self.chat.digest,
+            "max_length": limit,
+        }
+        folder = cache_directory() / "tokens" / digest(identity)
+        found = tokens.load(folder, task.name)
+        if found is None:
+            progress.phase(f"tokenize {task.name}", rows.at_most)
+            found = data.encode(
+                *(rows, self.loaded.tokenizer, task.name, limit, folder),
+                chat=self.chat,
+                advance=progress.advance,
+            )
+        return found
 
     def budget(self, task: Task) -> int:
         """Return the tokens a task may see; a joint task may see the sum of its parts'."""
         if task.parts:
             return sum(self.budget(part) for part in task.parts)
-        return training.budget(self.examples(task), self.config.train)
+        return training.budget(self.examples(task), self.config.train, task.epochs)
 
     def context(
         self,
         index: int,
-        examples: list[Example],
+        examples: Sequence[Example],
         targets: tuple[str, ...],
     ) -> TaskContext:
         """Return what the strategy may know of task `index` (from 0)."""
@@ -127,25 +210,88 @@ class Plan:
             name=self.edition.tasks[index].name,
             index=index,
             seed=self.config.seed,
-            examples=lambda: list(examples),
+            examples=lambda: examples,
             batches=batches,
             covariances={},
             targets=targets,
         )
 
+    def asked(self, task: Task) -> list[int]:
+        """Return the numbers of the training rows that ask what an eval of the run asks.
+
+        Generated rows share nothing with the evals by construction: none of them.
+        """
+        return list(self.scans()[f"train {task.name}"]["removed"])
+
+    @cached_property
+    def _scans(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def scans(self, progress: Progress | None = None) -> Mapping[str, Mapping[str, Any]]:
+        """Return what the leak check finds in each source; kept by the rows and the evals."""
+        if not self._scans:
+            probes = self.evaluator.probes()
+            folder, of_probes = cache_directory() / "leaks", digest(probes)
+
+            @functools.cache
+            def index() -> leak.Index:
+                (progress or Silent()).phase("check leaks")
+                return leak.Index(probes)
+
+            for name, source in self._sources().items():
+                identity = {
+                    "check": leak.CHECK,
+                    "source": source.identity,
+                    "remove": source.remove,
+                    "probes": of_probes,
+                }
+                found = evalcache.load(folder, identity)
+                if found is None:
+                    found = index().scan(source.documents(), remove=source.remove)
+                    evalcache.store(folder, identity, found)
+                self._scans[name] = found
+        return self._scans
+
+    def _sources(self) -> dict[str, _Checked]:
+        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self.edition.tasks}
+        calibration = _Checked(
+            self.calibration_digest, lambda: ([text] for text in self.calibration_texts), False
+        )
+        return found if self.edition.calibration is None else found | {"calibration": calibration}
+
+    def read(self, progress: Progress) -> None:
+        """Check and tokenize the training rows, and say how many of them are left out."""
+        self.scans(progress)
+        for task in self.edition.tasks:
+            facts = self.examples(task, progress).facts
+            reasons = {
+                f"are longer than {self._max_length} tokens": facts["num_too_long"],
+                "have an empty answer": facts["num_empty"],
+                "ask what an eval asks": len(self.asked(task)),
+            }
+            for reason, count in reasons.items():
+                if count:
+                    progress.note(
+                        f"task {task.name}: {count:,} of {facts['num_rows']:,} training rows "
+                        f"{reason} and are left out"
+                    )
+
     def leaks(self) -> dict[str, Any]:
         """Return how much of each eval occurs in what is trained and calibrated on."""
-        sources = {
-            f"train {t.name}": [[r.prompt, r.answer] for r in self.rows(t)]
-            for t in self.edition.tasks
-        }
-        sources["calibration"] = [[text] for text in self.calibration_texts]
-        return leak.report(sources, self.evaluator.probes(), self._data_ids())
+        scans = self.scans()
+        pairs = leak.same_source(scans, self.evaluator.evals, self._data_ids())
+        return leak.combine(scans, pairs)
 
     def _data_ids(self) -> dict[str, str]:
-        ids = {f"train {t.name}": t.info["id"] for t in self.edition.tasks if "id" in t.info}
-        evals = {e.id: e.data_id for e in self.edition.evals if e.data_id is not None}
-        return ids | evals | {"calibration": self.edition.calibration_id}
+        ids = {"calibration": self.edition.calibration_id}
+        if isinstance(self.edition.calibration, Source):
+            ids["calibration"] = self.edition.calibration.data.id
+        for task in self.edition.tasks:
+            if isinstance(task.train, Source):
+                ids[f"train {task.name}"] = task.train.data.id
+            elif "id" in task.info:
+                ids[f"train {task.name}"] = task.info["id"]
+        return ids | {e.id: name for e in self.edition.evals if (name := data_id(e)) is not None}
 
     def workload(self) -> Workload:
         """Return how much the run will do, roughly: text is counted in characters."""
@@ -153,13 +299,14 @@ class Plan:
         train = 0.0
         for task in (part for t in tasks for part in (t.parts or (t,))):
             rows = self.rows(task)
-            length = sum(len(r.prompt + r.answer) for r in rows) / len(rows) / CHARACTERS_PER_TOKEN
+            some = [len(r.prompt + r.answer) for r in islice(rows, ROWS_ESTIMATED)]
+            length = sum(some) / len(some) / CHARACTERS_PER_TOKEN
             if config.tokens is not None:
                 train += config.tokens
             elif config.steps is not None:
                 train += config.steps * config.batch_size * length
             else:
-                train += (config.epochs or 0.0) * len(rows) * length
+                train += (config.passes(task.epochs) or 0.0) * rows.at_most * length
         evaluator = Evaluator(  # without the model, which may turn out not to fit
             {}, None, self.edition.evals, self.config.eval, hub=self.hub, plans=self._eval_plans
         )
@@ -171,8 +318,31 @@ class Plan:
         return Workload(len(tasks), round(train), round(written * (len(tasks) + 1)))
 
 
+class _Checked(NamedTuple):
+    """A source as the leak check reads it."""
+
+    identity: Any  # what decides the documents, ready for JSON
+    documents: Callable[[], Iterable[leak.Document]]
+    remove: bool  # whether documents that ask what an eval asks are not used
+
+
+def _of_rows(rows: Rows) -> _Checked:
+    def documents() -> Iterator[leak.Document]:
+        return ([row.request or row.prompt, row.answer] for row in rows)
+
+    return _Checked(rows.identity, documents, rows.real)
+
+
+def data_id(spec: Eval) -> str | None:
+    """Return the id of the data set that an eval asks about, whatever the split."""
+    if spec.data_id is not None or not spec.data:
+        return spec.data_id
+    first = next(iter(spec.data.values()))
+    return first.id if isinstance(first, DataSet) else first[0].id
+
+
 def cache_directory() -> Path:
-    """Return where evaluations are kept: $CLBENCH_CACHE, else clbench in the user's cache."""
+    """Return where results and tokens lie: $CLBENCH_CACHE, else clbench in the user's cache."""
     chosen = os.environ.get("CLBENCH_CACHE")
     if chosen:
         return Path(chosen)
@@ -187,19 +357,38 @@ def prepare(config: RunConfig) -> Plan:
         edition = edition.reordered(config.order)
     if config.tasks is not None:
         edition = edition.only(config.tasks)
+    if config.train_limit is not None:
+        edition = edition.limited(config.train_limit)
     if config.eval.split == "validation":
         edition = edition.validating()
     if config.joint:
         edition = edition.joined()
     strategy = registry.build_strategy(config.strategy, config.params)
+    if edition.calibration is None and "world" in strategy.calibration_sources():
+        raise UserError(
+            f"strategy {config.strategy} is calibrated on world text and stream {config.stream} "
+            'has none: give it the key calibration, e.g. calibration = "tiny-facts"'
+        )
+    evalkeys.check_needs(*edition.evals)
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
     engines.check(config.eval.engine, device)
-    hub = Hub(data_dir=None if config.data_dir is None else Path(config.data_dir))
-    return Plan(config, edition, strategy, device, _isolation(config, edition), hub)
+    return Plan(config, edition, strategy, device, _isolation(config, edition), open_hub(config))
+
+
+def open_hub(config: RunConfig) -> Hub:
+    """Return what finds the data of a run, held to its lock if it is locked; raises UserError."""
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    if not config.locked:
+        return Hub(data_dir=data_dir)
+    remedy = f"clbench fetch --stream {config.stream} --model {config.model} --lock {config.lock}"
+    path = Path(config.lock)
+    if not path.exists():
+        raise UserError(f"there is no lock {config.lock!r}; `{remedy}` writes it")
+    return Hub(Repositories(Lock.load(path), locked=True, remedy=remedy), data_dir=data_dir)
 
 
 def choose_device(name: str) -> torch.device:
@@ -231,4 +420,6 @@ def quiet_libraries() -> None:
     for name in ("transformers", "datasets", "lm_eval", "accelerate", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it raises, Hub says
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|lm_eval|accelerate)\b")

@@ -15,10 +15,11 @@ import clbench
 from clbench import composition, engines, evalchecks, judge, models, provenance, rescoring
 from clbench.adapters import fused_parameters
 from clbench.config import EngineName
-from clbench.digests import digest
+from clbench.dataset import Source
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
 from clbench.results import Record, write_items
+from clbench.stream import data_sets
 
 if TYPE_CHECKING:
     from clbench.evalresult import EvalResult
@@ -43,7 +44,7 @@ def new_record(plan: Plan) -> Record:
                 **provenance.commit(),
             },
             "config": {
-                "stream": config.stream,
+                "stream": config.stream_name,
                 "strategy": composition.label(plan.strategy),
                 "params": composition.params_by_part(plan.strategy),
                 "seed": config.seed,
@@ -68,6 +69,8 @@ def new_record(plan: Plan) -> Record:
                 "hardware": provenance.hardware(),
                 "device": str(plan.device),
                 "threads": torch.get_num_threads(),
+                "locked": config.locked,
+                "lock_digest": plan.hub.repositories.lock.digest() if config.locked else None,
                 "phases": [],
             },
         }
@@ -83,15 +86,28 @@ def description(plan: Plan, targets: Sequence[str], before: Record) -> dict[str,
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
     }
-    calibration = {
-        "id": plan.edition.calibration_id,
-        "text_digest": digest(plan.calibration_texts),
-        **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
-    }
+    calibration = None
+    source = plan.edition.calibration
+    if source is not None:
+        calibration = {
+            **(source.identity() if isinstance(source, Source) else {}),
+            "id": plan.edition.calibration_id,
+            "text_digest": plan.calibration_digest,
+            **plan.config.calibration.model_dump(include={"source", "num_windows", "window"}),
+            "sources": _sources(plan, source),
+        }
     tasks = {task.name: _task_block(plan, task) for task in plan.edition.tasks}
     return {
         "config": config,
-        "model": plan.loaded.info | {"not_adapted": list(fused_parameters(plan.loaded.model))},
+        "model": plan.loaded.info
+        | {
+            "not_adapted": list(fused_parameters(plan.loaded.model)),
+            "sources": [
+                entry.model_dump(mode="json", include={"id", "revision", "files"})
+                for entry in plan.hub.repositories.used.values()
+                if entry.kind == "model"
+            ],
+        },
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
         "evals": _eval_blocks(plan, before),
     }
@@ -100,12 +116,15 @@ def description(plan: Plan, targets: Sequence[str], before: Record) -> dict[str,
 def _eval_blocks(plan: Plan, before: Record) -> dict[str, dict[str, Any]]:
     """Describe the evals, after it is settled which engine scores them.
 
-    For a model other than tiny this also says whether batches move its outcomes.
+    For a model other than tiny this also says whether the measurement holds up.
     """
     agreements = {"engine_agreement": _settle_engine(plan, before)}
-    if plan.config.model != "tiny":  # its card says so
+    if plan.config.model != "tiny":  # its card says so, and tests hold for its programs
         agreements["batch_agreement"] = _agreement(plan, "batch.v1")
+        agreements["code_check"] = evalchecks.code_checks(plan.evaluator)
     blocks = plan.evaluator.describe()
+    for spec in plan.edition.evals:
+        blocks[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
     for kind, found in agreements.items():
         for name, agreement in found.items():
             blocks[name][kind] = agreement
@@ -140,15 +159,28 @@ def _all_passed(agreements: Iterable[Any]) -> bool:
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
-    rows, examples = plan.rows(task), plan.examples(task)
+    """Say what is trained on: every row is an example, empty, too long, or an eval's question."""
+    examples = plan.examples(task)
+    counts = examples.facts
+    left_out = counts["num_empty"] + counts["num_too_long"]
     return {
+        **(task.train.identity() if isinstance(task.train, Source) else {}),
         **task.info,
         "license": task.license,
-        "num_rows": len(rows),
-        "num_examples": len(examples),  # the others are longer than max_length
-        "tokens": sum(len(example.ids) for example in examples),
-        "rows_digest": digest([list(row[:3]) for row in rows]),
+        "sources": _sources(plan, *(part.train for part in task.parts or (task,))),
+        "num_rows": counts["num_rows"],
+        "num_examples": len(examples),
+        "num_empty": counts["num_empty"],
+        "num_too_long": counts["num_too_long"],
+        "num_in_evals": counts["num_rows"] - left_out - len(examples),
+        "tokens": examples.num_tokens,
+        "rows_digest": counts["rows_digest"],
     }
+
+
+def _sources(plan: Plan, *read: Any) -> list[dict[str, Any]]:
+    """Say which commit and files were read; what is generated has none."""
+    return plan.hub.sources(*(each.data for each in read if isinstance(each, Source)))
 
 
 def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict[str, Any]:
@@ -266,6 +298,9 @@ def flags(record: Record) -> tuple[str, ...]:
     for kind, flag in FLAGS.items():
         if not _all_passed(getattr(block, kind, None) for block in record.evals.values()):
             found.add(flag)
+    checks = [getattr(block, "code_check", None) or {} for block in record.evals.values()]
+    if any(each.get("failing_references") or each.get("passing_empties") for each in checks):
+        found.add("code_check")
     return tuple(sorted(found))
 
 

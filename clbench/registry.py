@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clbench.composition import compose
 from clbench.errors import UserError, unknown
@@ -25,8 +25,20 @@ STRATEGIES = "clbench.strategies"
 STREAMS = "clbench.streams"
 MODELS = "clbench.models"
 PRESETS = "clbench.presets"
+TASKS = "clbench.tasks"
+EVALS = "clbench.evals"
+SOURCES = "clbench.sources"
 
-_KINDS = {STRATEGIES: "strategy", STREAMS: "stream", MODELS: "model", PRESETS: "preset"}
+_KINDS = {
+    STRATEGIES: "strategy",
+    STREAMS: "stream",
+    MODELS: "model",
+    PRESETS: "preset",
+    TASKS: "task",
+    EVALS: "eval",
+    SOURCES: "source",
+}
+Made = TypeVar("Made")
 
 
 class Entry(NamedTuple):
@@ -78,15 +90,58 @@ def cached_models() -> list[str]:
 
 
 def stream(name: str) -> Stream:
-    """Return the stream of this name; raises UserError."""
-    found = load(STREAMS, name)
+    """Return the stream of this name, of a TOML file, or of "file.py:Object"; raises UserError."""
+    found = Path(name) if name.endswith(".toml") else load(STREAMS, name)
+    if isinstance(found, str | os.PathLike):
+        from clbench import streamfile
+
+        return streamfile.read(Path(found))
     if not isinstance(found, Stream):
-        raise UserError(f"stream {name!r} is {found!r}, not a clbench Stream")
+        raise UserError(f"stream {name!r} is {found!r}, neither a Stream nor the path of a file")
     return found
 
 
+def make(group: str, name: str, kind: type[Made] | tuple[type[Made], ...]) -> Made:
+    """Return what the factory of a task, an eval or a source makes; raises UserError."""
+    factory = load(group, name)
+    made = factory() if callable(factory) else factory
+    if not isinstance(made, kind):
+        raise UserError(f"{_KINDS[group]} {name!r} makes {made!r}, which is no {_KINDS[group]}")
+    return made
+
+
 def preset(name: str) -> Mapping[str, Any]:
-    """Return the tables of a preset, by name or by the path of a TOML file; raises UserError."""
+    """Return the tables of a preset, by name or by the path of a TOML file; raises UserError.
+
+    In "paper:trace" the second word chooses among the tables that the preset keeps per source.
+    """
+    base, _, source = (name, "", "") if ".py:" in name else name.partition(":")
+    tables = _preset_tables(base)
+    if not source:
+        return tables
+    choices = tables.get("sources", {})
+    if source not in choices:
+        raise unknown(f"source of preset {base}", source, choices)
+    return choices[source]  # type: ignore[no-any-return]
+
+
+def preset_name(name: str, source: str | None) -> str:
+    """Return the full name of a preset for a stream whose protocol is `source`'s.
+
+    Raises UserError for a preset kept per source where the stream has none.
+    """
+    if ":" in name or "sources" not in _preset_tables(name):
+        return name
+    choices = _preset_tables(name)["sources"]
+    if source is None:
+        raise UserError(
+            f"preset {name} is kept by source and this stream follows none; write {name}:SOURCE; "
+            f"choices: {', '.join(sorted(choices))}"
+        )
+    return f"{name}:{source}"
+
+
+def _preset_tables(name: str) -> Mapping[str, Any]:
     found = Path(name) if name.endswith(".toml") else load(PRESETS, name)
     if isinstance(found, Mapping):
         return found

@@ -110,6 +110,19 @@ class RunDirectory:
         self.record = self.record.replace(**changes)
         self.record.save(self.path)
 
+    def describe(self, **blocks: Any) -> None:
+        """Save the blocks that say what is trained and scored.
+
+        Raises UserError if a run that has begun read a model or data set at another commit, or
+        other files of the user's, than there are now.
+        """
+        if self.phases:
+            there, here = _sources(self.record), _sources(self.record.replace(**blocks))
+            for name in sorted(there.keys() & here.keys()):
+                if there[name] != here[name]:
+                    raise UserError(_moved(self.path, name, there[name], here[name]))
+        self.save(**blocks)
+
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to the log of the run."""
         line = json.dumps({"time": provenance.now(), "event": kind, **facts})
@@ -168,6 +181,34 @@ def _packages(record: Record) -> dict[str, str | None]:
 
 def _run_config(record: Record) -> dict[str, Any]:
     return _flat(cast(dict[str, Any], (record.config.model_extra or {}).get("run", {})))
+
+
+def _sources(record: Record) -> dict[str, dict[str, Any]]:
+    """Return which commit and files a run read of each model and data set, by its name."""
+    blocks = record.model_dump(mode="json", include={"model", "data", "evals"})
+    return {
+        " ".join(str(source[key]) for key in ("id", "config", "split") if source.get(key)): source
+        for source in _nested(blocks, "sources")
+    }
+
+
+def _nested(value: Any, name: str) -> list[dict[str, Any]]:
+    """Return the entries of all lists called `name` in a JSON value."""
+    if isinstance(value, list):
+        return [found for entry in value for found in _nested(entry, name)]
+    if not isinstance(value, dict):
+        return []
+    inside = [found for key in value if key != name for found in _nested(value[key], name)]
+    return [*value.get(name, []), *inside]
+
+
+def _moved(path: Path, name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    at, now = there["revision"], here["revision"]
+    how = f"at commit {at}, and it is at {now} now" if at != now else "whose files have changed"
+    return (
+        f"{path} holds an interrupted run that read {name} {how}; choose another --out, or "
+        "--fresh to delete it and start anew"
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

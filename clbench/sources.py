@@ -116,11 +116,12 @@ class Mean(Mapping[str, Tensor]):
 
 def _windows(plan: Plan, index: int, source: str) -> Windows:
     config, tasks = plan.config.calibration, plan.edition.tasks
+    texts: Sequence[str]
     if source == "world":
         texts = plan.calibration_texts
     else:
         chosen = [tasks[index]] if source == "task" else tasks[:index]
-        texts = [row.prompt + row.answer for task in chosen for row in plan.rows(task)]
+        texts = [text for task in chosen for text in plan.texts(task)]
     return draw_windows(
         texts,
         plan.loaded.tokenizer,

@@ -73,7 +73,7 @@ class TaskContext:
     name: str
     index: int  # from 0
     seed: int
-    examples: Callable[[], list[Example]]  # the task's distinct examples
+    examples: Callable[[], Sequence[Example]]  # the task's distinct examples
     batches: Callable[[], Iterator[Batch]]  # one pass, collated; repeats identically
     covariances: Mapping[str, Covariances]  # source -> layer -> (in, in); lazy
     targets: tuple[str, ...]  # names of the linear layers that may be adapted

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from clbench.dataset import Source
+from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
-from clbench.task import Eval, Task
+from clbench.task import Eval, Row, Task
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,24 @@ class Edition:
 
     tasks: tuple[Task, ...]
     world: tuple[Eval, ...]
-    calibration: Callable[[], Sequence[str]] | Source  # world text of a train split, no eval's
-    calibration_id: str
+    # World text of a train split, no eval's; without one no strategy can be calibrated on it.
+    calibration: Callable[[], Sequence[str]] | Source | None = None
+    calibration_id: str = ""
     preset: str | None = None  # applied below the user's own configuration
 
     @property
     def evals(self) -> tuple[Eval, ...]:
         """Return every column: those of the tasks in order, then the world."""
         return tuple(e for task in self.tasks for e in task.evals) + self.world
+
+    @property
+    def data_sets(self) -> list[DataSet]:
+        """Return every data set that the content is read from, each once."""
+        tasks = (part for task in self.tasks for part in (task.parts or (task,)))
+        read = [*(task.train for task in tasks), self.calibration]
+        sources = [each.data for each in read if isinstance(each, Source)]
+        held_out = (spec for task in self.tasks for spec in task.validation_evals)
+        return list(dict.fromkeys([*sources, *data_sets(*self.evals, *held_out)]))
 
     def reordered(self, order: Sequence[int]) -> Edition:
         """Return the same content with its tasks in another order; raises UserError."""
@@ -40,6 +51,11 @@ class Edition:
             if name not in known:
                 raise unknown("task", name, known)
         return dataclasses.replace(self, tasks=tuple(t for t in self.tasks if t.name in names))
+
+    def limited(self, rows: int) -> Edition:
+        """Return the content with the first `rows` training rows of every task."""
+        tasks = tuple(limited(task, rows=rows) for task in self.tasks)
+        return dataclasses.replace(self, tasks=tasks)
 
     def joined(self) -> Edition:
         """Return the content with one task, `joint`, that is the union of all of them."""
@@ -66,16 +82,55 @@ class Edition:
         return dataclasses.replace(self, tasks=tasks, world=())
 
 
+def data_sets(*specs: Eval) -> list[DataSet]:
+    """Return the data sets that evals read, each once."""
+    found = [data for spec in specs for data in spec.data.values()]
+    flat = (part for data in found for part in ([data] if isinstance(data, DataSet) else data))
+    return list(dict.fromkeys(flat))
+
+
 @dataclass(frozen=True)
 class Stream:
-    """A named stream with its editions, each built when asked for."""
+    """A named stream with its editions, each built when asked for.
+
+    `definitions` give, ready for JSON, what a stream file says of each edition and the digests of
+    the files beside it.
+    """
 
     name: str
     about: str
     editions: Mapping[str, Callable[[], Edition]]
+    notes: str = ""  # which choices are ours
+    source: str | None = None  # whose protocol a preset of published settings means
+    definitions: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
 
     def edition(self, data: str) -> Edition:
         """Return the content for one choice of data; raises UserError for an unknown one."""
         if data not in self.editions:
             raise unknown(f"data of stream {self.name}", data, self.editions)
         return self.editions[data]()
+
+
+def limited(task: Task, *, rows: int | None = None, items: int | None = None) -> Task:
+    """Return a task with its first `rows` training rows and `items` scored in the default run."""
+    if rows is not None:
+        task = dataclasses.replace(task, train=_first(task.train, rows))
+        task = dataclasses.replace(task, info={**task.info, "limit": rows})
+    if items is not None:
+        task = dataclasses.replace(task, evals=tuple(at_most(e, items) for e in task.evals))
+    return task
+
+
+def at_most(spec: Eval, items: int) -> Eval:
+    """Return an eval that scores a seeded subset of at most `items` in the default run."""
+    usual = spec.default_items
+    return dataclasses.replace(spec, default_items=items if usual is None else min(items, usual))
+
+
+def _first(
+    train: Callable[[], Sequence[Row]] | Source, rows: int
+) -> Callable[[], Sequence[Row]] | Source:
+    if isinstance(train, Source):
+        limit = rows if train.limit is None else min(rows, train.limit)
+        return dataclasses.replace(train, limit=limit)
+    return lambda: train()[:rows]

@@ -19,6 +19,14 @@ class Row(NamedTuple):
     request: str = ""  # what a chat template wraps in place of the prompt; "" is the prompt
 
 
+class Need(NamedTuple):
+    """Something that an eval cannot do without and that no data set brings."""
+
+    what: str  # as in "needs the Python package langdetect"
+    how: str  # the command that gets it
+    present: Callable[[], bool]
+
+
 @dataclass(frozen=True)
 class Eval:
     """A scored test, run by lm-eval; its number is in 0..1, higher is better.
@@ -30,6 +38,10 @@ class Eval:
     A document of ours has an `id`; `reference` is a right response in full. `metric` is the
     pinned key under lm-eval's `results[task]`, "metric,filter"; a key that lm-eval does not
     print is an error, never a guess.
+    `version` is what the definition must have; None takes the one that is installed.
+    `shots` examples precede the question, None leaves that to the definition; `setup` is called
+    before the definition is read, where a scorer has a state to fix. Nothing of an eval is read
+    before its `needs` are there.
     The score is pass@1 by running the completion in the sandbox with `execution="cases"`, where
     every document has `entry_point` and `cases` (a list of [arguments, expected]), and with
     `execution="program"`, where the program is the document's `prefix`, the completion and its
@@ -38,13 +50,16 @@ class Eval:
     """
 
     id: str
-    version: int
+    version: int | None
     config: str | Mapping[str, Any]
     metric: str
     other_metrics: tuple[str, ...] = ()
     chance: float = 0.0
     data: Mapping[str, DataSet | tuple[DataSet, ...]] = field(default_factory=dict)
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    shots: int | None = None
+    needs: tuple[Need, ...] = ()
+    setup: Callable[[], None] | None = None
     execution: Literal["cases", "program"] | None = None
     judged: bool = False
     open_answer: bool = False  # record the format-drift fields of docs/measurement
@@ -52,6 +67,7 @@ class Eval:
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     data_id: str | None = None  # of the data set behind it, whatever the split
+    group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
     about: str = ""
 
 
@@ -66,4 +82,5 @@ class Task:
     about: str = ""
     license: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
+    epochs: float = 1.0  # passes that its protocol makes, for a run whose epochs are "task"
     parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs

@@ -57,13 +57,17 @@ class TrainLog:
         return math.fsum(self.lrs)
 
 
-def budget(examples: Sequence[Example], cfg: TrainConfig) -> int:
-    """Return the number of tokens that a task may see, from steps, epochs or tokens."""
+def budget(examples: Sequence[Example], cfg: TrainConfig, published: float = 1.0) -> int:
+    """Return the number of tokens that a task may see, from steps, epochs or tokens.
+
+    `published` is how many passes the task's protocol makes, for epochs that are "task".
+    """
     if cfg.tokens is not None:
         return cfg.tokens
     total = num_tokens(examples)
-    if cfg.epochs is not None:
-        return round(cfg.epochs * total)
+    passes = cfg.passes(published)
+    if passes is not None:
+        return round(passes * total)
     assert cfg.steps is not None  # TrainConfig holds exactly one of the three
     return round(cfg.steps * cfg.batch_size * total / len(examples))
 

@@ -15,6 +15,8 @@ log = logging.getLogger("mkdocs.hooks.site")  # below "mkdocs", so that --strict
 ORDER = (
     "index.md",
     "getting-started.md",
+    "streams.md",
+    "data.md",
     "strategies",
     "contract.md",
     "measurement.md",

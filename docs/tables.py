@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clbench import api, registry
 from clbench.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "strategies" / "index.md")
 PAGES = ROOT / "docs" / "strategies"
-BEGIN = "<!-- The table of strategies: written by `python docs/tables.py`. -->"
+FILES = {
+    ROOT / "README.md": "strategies",
+    PAGES / "index.md": "strategies",
+    ROOT / "docs" / "streams.md": "streams",
+}
+BEGIN = "<!-- The table of {}: written by `python docs/tables.py`. -->"
 END = "<!-- End of the table. -->"
+STREAM_HEAD = ("stream", "`--data`", "tasks in order", "world", "calibrated on")
 HEAD = ("strategy", "kind", "what it does", "calibrated on", "paper")
 CITATION = re.compile(r" \([^()]*arXiv [^()]*\)")
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
@@ -34,17 +40,43 @@ def build(name: str) -> Strategy:
 
 def table(file: Path) -> str:
     """Return the table of strategies, with links as they are from `file`."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *(_row(name, file) for name in names())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _written([HEAD, *(_row(name, file) for name in names())])
+
+
+def stream_table() -> str:
+    """Return the table of the streams that come with clbench, a line for each edition."""
+    entries = registry.listing(registry.STREAMS)
+    ours = [entry.name for entry in entries if entry.package == "clbench"]
+    return _written([STREAM_HEAD, *(row for name in ours for row in _editions(name))])
+
+
+def _editions(name: str) -> Iterator[tuple[str, ...]]:
+    stream = registry.stream(name)
+    for data in stream.editions:
+        edition = stream.edition(data)
+        yield (
+            f"`{name}`",
+            f"`{data}`",
+            ", ".join(task.name for task in edition.tasks),
+            ", ".join(spec.id for spec in edition.world),
+            edition.calibration_id,
+        )
+
+
+def _written(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def updated(file: Path, text: str) -> str:
     """Return `text`, which stands in `file`, with a fresh table between the two marks."""
-    before, begin, rest = text.partition(BEGIN)
+    mark = BEGIN.format(FILES[file])
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
-    assert begin, f"{file} lacks {BEGIN}"
+    assert begin, f"{file} lacks {mark}"
     assert end, f"{file} lacks {END}"
-    return f"{before}{BEGIN}\n\n{table(file)}\n\n{END}{after}"
+    fresh = stream_table() if FILES[file] == "streams" else table(file)
+    return f"{before}{mark}\n\n{fresh}\n\n{END}{after}"
 
 
 def _row(name: str, file: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import clbench
-from clbench import api, experiment
+from clbench import api, experiment, registry
 from clbench.cli import main
 from clbench.config import RunConfig
 from clbench.errors import RunFailed, UserError
@@ -155,7 +156,6 @@ def test_json_is_the_record(calls: list[tuple[RunConfig, Any]], record: Record):
         ([*RUN, "--device", "gpu"], ["'gpu'", "choices"]),
         ([*RUN, "--isolation", "hope"], ["'hope'", "'none'"]),
         ([*RUN, "--dtype", "int8"], ["'int8'", "'bfloat16'"]),
-        ([*RUN, "--model", "org/name"], ["has no full data", "'org/name'", "tiny"]),
         (["show", "nowhere"], ["nowhere"]),
         (["compare", "nowhere", "neither"], ["nowhere"]),
     ],
@@ -249,3 +249,75 @@ def test_doctor_reports_every_topic():
     topics = {row["topic"] for row in json.loads(result.stdout)}
     assert {"isolation", "device", "threads", "memory", "disk", "cache", "torch"} <= topics
     assert "isolation" in invoke("doctor").stdout
+
+
+def test_a_stream_is_made_smaller_by_options(calls: list[tuple[RunConfig, Any]]):
+    options = "--tasks math,code --train-limit 20 --eval-limit 30 --order 1,0,2"
+    result = invoke(*RUN, *options.split())
+    assert result.exit_code == 0, result.output
+    config = calls[0][0]
+    assert (config.tasks, config.train_limit, config.order) == (("math", "code"), 20, (1, 0, 2))
+    assert config.eval.samples == 30
+    same = api.resolve(
+        "math-code-if",
+        "lora-null",
+        tasks=("math", "code"),
+        train_limit=20,
+        eval_limit=30,
+        order=(1, 0, 2),
+    )
+    assert config == same
+
+
+def test_list_shows_the_kinds_that_are_asked_for():
+    assert list(json.loads(invoke("list", "--json").stdout)) == [
+        "strategies",
+        "streams",
+        "models",
+        "presets",
+    ]
+    found = json.loads(invoke("list", "--presets", "--tasks", "--json").stdout)
+    assert list(found) == ["presets", "tasks"]
+    assert "tiny-math" in [entry["name"] for entry in found["tasks"]]
+    assert "lora" not in invoke("list", "--sources").stdout
+
+
+def test_list_shows_what_a_stream_holds():
+    text = invoke("list", "--streams", "-v").stdout
+    assert "    math by answer, then code by execution" in text
+    assert re.search(r"\n    math +tiny_math +all +Apache-2\.0; generated in this repository", text)
+    assert "    world: tiny_facts (200 items), tiny_facts_greedy (200 items)" in text
+    assert "    calibration: tiny_facts/statements\n    preset: tiny" in text
+    assert "ours: SECURA (arXiv 2502.18168) names some" in text
+    streams = {s["name"]: s for s in json.loads(invoke("list", "-v", "--json").stdout)["streams"]}
+    tiny = streams["math-code-if"]["editions"]["tiny"]
+    assert [task["name"] for task in tiny["tasks"]] == ["math", "code", "if"]
+    assert tiny["tasks"][0]["evals"][0]["metric"] == "exact_match,flexible-extract"
+
+
+def test_list_names_data_sets_and_what_cannot_be_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """
+        [[editions.full.tasks]]
+        name = "qa"
+        hub = "owner/qa"
+        config = "main"
+        license = "MIT"
+        train_limit = 9
+        prompt = "{q}"
+        answer = "{a}"
+        eval = {split = "test", score = "exact_match"}
+        [editions.broken]
+        tasks = ["none-such"]
+        """
+    )
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda g, n: path if n == "math-code-if" else load(g, n))
+    text = invoke("list", "--streams", "-v").stdout
+    assert re.search(r"\n    qa +owner/qa \(main, train\) +9 +MIT +qa\n    world: none\n", text)
+    assert "mine.toml: unknown task 'none-such'; choices: " in text
+    assert "--data broken" in text
+    assert "four tasks of multiple choice" in text  # another stream

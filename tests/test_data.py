@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from clbench import data
 from clbench.data import (
     IGNORED,
     collate,
     derived_seed,
-    encode,
     endless,
     num_labels,
     num_tokens,
@@ -53,6 +55,12 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {"a": 0, "b": 1, "ab": 2, "<eos>": 3, "c": 4}
     raw = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def encode(rows: Sequence[Row], tokenizer: Any, task: str, max_length: int) -> list[Example]:
+    """Return the examples of rows, kept nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(data.encode(rows, tokenizer, task, max_length, Path(folder) / "tokens"))
 
 
 def texts(ids: Any) -> list[str]:
@@ -103,15 +111,22 @@ def test_a_token_across_the_boundary_is_split_where_generation_starts() -> None:
     assert example.loss_mask == (False, False, True, True)
 
 
-def test_long_rows_are_left_out_counted_and_reported(caplog: pytest.LogCaptureFixture) -> None:
-    rows = [Row("1", "two", " is" * 9), Row("2", "two", " is four"), Row("3", "is", " two")]
-    with caplog.at_level(logging.WARNING):
-        examples = encode(rows, word_tokenizer(), "math", 5)
-    assert [texts(e.ids)[1] for e in examples] == ["two", "is"]
-    assert [e.index for e in examples] == [0, 1]
-    assert "task math: left out 1 of 3 training rows longer than 5 tokens" in caplog.text
+def test_long_and_empty_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        Row("1", "two", " is" * 9),
+        Row("2", "two", " is four"),
+        Row("3", "is", " "),
+        Row("4", "is", " two"),
+    ]
+    found = data.encode(rows, word_tokenizer(), "math", 5, tmp_path / "tokens")
+    assert [texts(e.ids)[1] for e in found] == ["two", "is"]
+    assert [e.index for e in found] == [0, 1]
+    counts = [found.facts[name] for name in ("num_rows", "num_empty", "num_too_long")]
+    assert counts == [4, 1, 1]
     with pytest.raises(UserError, match=r"every one of the 3 training rows .* max_length 2 "):
         encode(rows, word_tokenizer(), "math", 2)
+    with pytest.raises(UserError, match=r"every one of the 1 training rows .* has no answer"):
+        encode(rows[2:3], word_tokenizer(), "math", 9)
 
 
 def test_bad_rows_and_tokenizers_are_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from clbench.leak import Probe, report, same_source, tokenize
+from clbench.leak import Index, Probe, combine, report, same_source, tokenize
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -109,3 +110,70 @@ def test_one_data_set_on_both_sides_is_named() -> None:
 )
 def test_tokens_split_at_whatever_is_not_alphanumeric(text: str, tokens: tuple[str, ...]) -> None:
     assert tokenize(text) == tokens
+
+
+def occurs(part: tuple[str, ...], tokens: tuple[str, ...]) -> bool:
+    return any(tokens[at : at + len(part)] == part for at in range(len(tokens) - len(part) + 1))
+
+
+def hits_by_definition(documents: list[list[str]], questions: dict[str, str]) -> tuple[int, int]:
+    """Return how many questions are in the documents in full, and by an n-gram: one by one."""
+    exact, ngram = set(), set()
+    probes = {name: tokenize(text) for name, text in questions.items()}
+    grams = {
+        name: {q[at : at + 13] for at in range(len(q) - 12)} or ({q} if len(q) >= 6 else set())
+        for name, q in probes.items()
+    }
+    for document in documents:
+        fields = [tokenize(text) for text in document]
+        whole = tuple(token for part in fields for token in part)
+        for name, q in probes.items():
+            if (len(q) >= 5 and occurs(q, whole)) or (0 < len(q) < 5 and q in fields):
+                exact.add(name)
+            for gram in grams[name]:
+                sharing = sum(gram in other for other in grams.values())
+                if sharing <= max(1, 0.01 * len(probes)) and occurs(gram, whole):
+                    ngram.add(name)
+    return len(exact), len(ngram)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 40])
+def test_the_index_finds_what_the_definition_finds(vocabulary: int) -> None:
+    draw = random.Random(vocabulary)
+
+    def text(length: int) -> str:
+        return " ".join(f"W{draw.randrange(vocabulary)}" for _ in range(length))
+
+    lengths = (0, 1, 3, 4, 5, 6, 7, 12, 13, 14, 18)
+    questions = {str(i): text(draw.choice(lengths)) for i in range(60)}
+    asked = list(questions.values())
+    documents = [[f"{draw.choice(asked)} {text(2)}", text(20)] for _ in range(15)]
+    documents += [[text(4), draw.choice(asked)] for _ in range(5)]
+    probes = {"e": {name: Probe(question) for name, question in questions.items()}}
+    found = report({"train": documents}, probes)["evals"]["train"]["e"]
+    exact, ngram = hits_by_definition(documents, questions)
+    assert 0 < exact < 60
+    assert 0 < ngram < 60
+    assert found["leak_exact.v1"] == exact / 60
+    assert found["leak_ngram.v1"] == ngram / 60
+
+
+def test_documents_that_ask_a_question_are_named_and_leave_the_numbers() -> None:
+    documents = [
+        ["something else", "an answer"],
+        [f"Please: {question(3)}?", "it is 3"],
+        ["something else", question(4)],  # only answered with, not asked
+        [" ".join(question(5).split()[:13]), "a part of it"],
+    ]
+    found = Index(PROBES).scan(documents, remove=True)
+    assert found["removed"] == [1]
+    assert found["all"]["math"]["hits"] == ["m3", "m4", "m5"]
+    assert found["evals"]["math"]["hits"] == ["m4", "m5"]
+    assert found["evals"]["math"]["leak_exact.v1"] == 1 / 10
+    whole = combine({"train math": found}, [])
+    before = whole["before_removal"]["train math"]
+    assert before["removed"] == 1
+    assert before["evals"]["math"]["leak_exact.v1"] == 2 / 10
+    assert Index(PROBES).scan(documents)["removed"] == []
+    short = Index({"e": {"a": Probe("alpha beta")}})
+    assert short.scan([["Alpha, beta!", "x"], ["x", "alpha beta"]], remove=True)["removed"] == [0]

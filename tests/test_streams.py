@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 from clbench_tasks import tiny_evals
-from clbench_tasks.streams import MATH_CODE_IF
 from clbench_tasks.tiny import facts, math
 from evaltoys import char_tokenizer, evaluator
 from toys import toy_model
 
-from clbench import drift, leak, sandbox
+from clbench import drift, leak, registry, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_code_eval
 from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator, Oracle, run_harness
 from clbench.task import Eval, Row
 
-EDITION = MATH_CODE_IF.edition("tiny")
+STREAM = registry.stream("math-code-if")
+EDITION = STREAM.edition("tiny")
 IDS = ["tiny_math", "tiny_code", "tiny_instruct", "tiny_facts", "tiny_facts_greedy"]
 
 
@@ -61,12 +61,18 @@ def test_the_stream_says_what_it_holds() -> None:
     assert [e.id for e in EDITION.world] == IDS[3:]
     assert EDITION.preset == "tiny"
     with pytest.raises(UserError, match="tiny"):
-        MATH_CODE_IF.edition("huge")
+        STREAM.edition("huge")
 
 
-def test_importing_the_streams_loads_nothing_heavy() -> None:
+def test_building_the_streams_loads_nothing_heavy() -> None:
     heavy = "torch", "datasets", "transformers", "lm_eval", "numpy"
-    code = f"import sys, clbench_tasks.streams; print([m for m in {heavy} if m in sys.modules])"
+    code = f"""
+import sys
+from clbench import registry
+streams = [registry.stream(e.name) for e in registry.listing(registry.STREAMS)]
+assert [stream.edition(data) for stream in streams for data in stream.editions]
+print([m for m in {heavy} if m in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -188,7 +188,8 @@ def _close(record: Record, place: Path | None) -> str:
     if place is not None:
         config = record.config
         asked = _asked(record).get("strategy", config.strategy)
-        command = f"clbench run --stream {config.stream}{_model(record)} --strategy"
+        stream = _asked(record).get("stream", config.stream)
+        command = f"clbench run --stream {stream}{_model(record)} --strategy"
         lines += [
             f"record: {place / 'record.json'}",
             "next:",

@@ -123,7 +123,7 @@ class Rehearse(Strategy):
 
     def end_task(self, model: nn.Module, task: TaskContext) -> nn.Module:
         """Keep half of the task's examples."""
-        self.kept_ = getattr(self, "kept_", []) + task.examples()[::2]
+        self.kept_ = [*getattr(self, "kept_", []), *task.examples()[::2]]
         return model
 
 

@@ -181,9 +181,9 @@ def make(rng: Random) -> tuple[object, Row]:
     return problem_of(topic, constraints), row
 
 
-def unfinished(prompt: str) -> tuple[str, ...]:
+def unfinished(row: Row) -> tuple[str, ...]:
     """Return a prompt with and without its ending: it must not begin a longer one either."""
-    return (prompt, prompt.removesuffix("\nResponse:"))
+    return (row["prompt"], row["prompt"].removesuffix("\nResponse:"))
 
 
 SPLITS = Splits(NAME, make, unfinished)

@@ -72,10 +72,12 @@ def draw(
     seed: int,
     name: str,
     avoid: SharedText | None = None,
+    num_labels: int = 1,
 ) -> list[Row]:
     """Draw `count` rows of distinct problems and prompts that belong to `split`.
 
-    `make` returns (problem, row); rows whose text is in `avoid` are drawn again.
+    `make` returns (problem, row); rows whose text is in `avoid` are drawn again. Of several
+    labels (`row["label"]`) each comes once in every `num_labels` rows.
     """
     rng = Random(f"{name}/{split}/{seed}")
     rows: list[Row] = []
@@ -83,6 +85,9 @@ def draw(
     prompts: set[str] = set()
     while len(rows) < count:
         problem, row = make(rng)
+        block = rows[len(rows) - len(rows) % num_labels :]
+        if any(row["label"] == other["label"] for other in block):
+            continue
         key = repr(problem)
         if key in problems or row["prompt"] in prompts or split_of(problem) != split:
             continue
@@ -94,9 +99,14 @@ def draw(
     return rows
 
 
-def whole(prompt: str) -> tuple[str, ...]:
+def whole(row: Row) -> tuple[str, ...]:
     """Return the prompt itself as the only text to keep out of training."""
-    return (prompt,)
+    return (row["prompt"],)
+
+
+def asked(row: Row) -> tuple[str, ...]:
+    """Return what the template of a prompt is put around, as the text to keep out of training."""
+    return (row["question"],)
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,12 @@ class Splits:
 
     name: str
     make: Callable[[Random], tuple[object, Row]]
-    probes: Callable[[str], tuple[str, ...]] = whole  # of an eval prompt; never in training
+    probes: Callable[[Row], tuple[str, ...]] = whole  # of an eval row; never in training
+    num_labels: int = 1
 
     @cached_property
     def _eval_rows(self) -> list[Row]:
-        return draw(self.make, "eval", 200, 0, self.name)
+        return draw(self.make, "eval", 200, 0, self.name, None, self.num_labels)
 
     def eval_items(self) -> list[Row]:
         """Return the 200 fixed rows that are scored."""
@@ -117,9 +128,9 @@ class Splits:
 
     def train_examples(self, limit: int = 2000) -> list[Row]:
         """Return `limit` rows of the train split."""
-        avoid = SharedText(text for row in self._eval_rows for text in self.probes(row["prompt"]))
-        return draw(self.make, "train", limit, 0, self.name, avoid)
+        avoid = SharedText(text for row in self._eval_rows for text in self.probes(row))
+        return draw(self.make, "train", limit, 0, self.name, avoid, self.num_labels)
 
     def validation_examples(self, limit: int = 100) -> list[Row]:
         """Return rows for choosing learning rates: neither trained on nor scored."""
-        return draw(self.make, "validation", limit, 0, self.name)
+        return draw(self.make, "validation", limit, 0, self.name, None, self.num_labels)

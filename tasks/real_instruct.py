@@ -1,0 +1,98 @@
+"""Instructions on published data: WizardLM's evolved ones to learn from, IFEval to be scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from clbench.dataset import DataSet, Source, Template
+from clbench.task import Eval, Need, Task
+
+from . import alpaca
+from .real import ROWS, learning
+
+LANGUAGE_SEED = 0  # langdetect draws at random without one
+
+
+def first_exchange(record: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the first request of a conversation and its answer, None where one is missing."""
+    turns = record["conversations"]
+    if [turn["from"] for turn in turns[:2]] != ["human", "gpt"]:
+        return None
+    return {"instruction": turns[0]["value"], "response": turns[1]["value"]}
+
+
+WIZARDLM = Source(
+    DataSet(
+        "WizardLMTeam/WizardLM_evol_instruct_V2_196k",
+        files=("WizardLM_evol_instruct_V2_143k.json",),
+        columns=("conversations",),
+    ),
+    Template(prompt=alpaca.PROMPT, answer="{response}", request="{instruction}"),
+    prepare=first_exchange,
+    limit=ROWS,
+)
+IFEVAL = DataSet(
+    "google/IFEval",
+    "train",
+    files=("ifeval_input_data.jsonl",),
+    columns=("key", "prompt", "instruction_id_list", "kwargs"),
+    license="Apache-2.0",
+)
+
+
+def wizardlm() -> Task:
+    """Return the task of following instructions."""
+    return learning("wizardlm", WIZARDLM, (ifeval(),), "instructions made harder step by step")
+
+
+def ifeval() -> Eval:
+    """Return lm-eval's IFEval: every constraint of a prompt is checked by a program."""
+    return Eval(
+        id="ifeval",
+        version=4,
+        config="ifeval",
+        metric="prompt_level_strict_acc,none",
+        other_metrics=(
+            "prompt_level_loose_acc,none",
+            "inst_level_strict_acc,none",
+            "inst_level_loose_acc,none",
+        ),
+        shots=0,
+        needs=(
+            _package("langdetect"),
+            _package("immutabledict"),
+            Need(
+                "the sentence splitter punkt_tab of NLTK",
+                "python -m nltk.downloader punkt_tab",
+                _has_splitter,
+            ),
+        ),
+        setup=_fix_language_detector,
+        data={"train": IFEVAL},
+        data_id=IFEVAL.id,
+        about="prompts with constraints that a program checks; all of a prompt's must hold",
+    )
+
+
+def _package(name: str) -> Need:
+    return Need(
+        f"the Python package {name}", f"pip install {name}", lambda: find_spec(name) is not None
+    )
+
+
+def _has_splitter() -> bool:
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
+
+
+def _fix_language_detector() -> None:
+    from langdetect import DetectorFactory
+
+    DetectorFactory.seed = LANGUAGE_SEED

@@ -1,0 +1,246 @@
+"""The further tiny tasks: disjoint, balanced, repeatable, scored as said, and without a leak."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+import toy_runs
+from clbench_tasks import streams, tiny_choice_evals, tiny_tasks
+from clbench_tasks.tiny import choices, corpus, facts, labels, writing
+from clbench_tasks.tiny.splits import SharedText, Splits, draw, words
+from evaltoys import evaluator
+
+from clbench import experiment, leak
+from clbench.digests import digest
+from clbench.evalplan import EvalPlan
+from clbench.evaluation import IMPOSSIBLE, Oracle, run_harness
+from clbench.results import Record
+from clbench.task import Eval
+
+CHOICES = {
+    choices.LOGIC: tiny_tasks.logic,
+    choices.SOCIAL: tiny_tasks.social,
+    choices.SCIENCE: tiny_tasks.science,
+    choices.BOOLQ: tiny_tasks.boolq,
+    labels.NLI: tiny_tasks.nli,
+    labels.PAIRS: tiny_tasks.pairs,
+    labels.PARAPHRASE: tiny_tasks.paraphrase,
+    labels.SENTIMENT: tiny_tasks.sentiment,
+    labels.TOPIC: tiny_tasks.topic,
+    labels.REVIEWS: tiny_tasks.reviews,
+    labels.PRODUCTS: tiny_tasks.products,
+    labels.ENTITIES: tiny_tasks.entities,
+    labels.QUESTIONS: tiny_tasks.questions,
+}
+TASKS = CHOICES | {
+    writing.SUMMARY: tiny_tasks.summary,
+    writing.TRANSLATE: tiny_tasks.translate,
+}
+DIGESTS = {}
+OTHERS = {"tiny-math": "math", "tiny-code": "code", "tiny-if": "if"}
+
+every = pytest.mark.parametrize("splits", TASKS, ids=lambda splits: splits.name)
+every_choice = pytest.mark.parametrize("splits", CHOICES, ids=lambda splits: splits.name)
+
+
+def scored(spec: Eval, lm: Any) -> dict[str, float]:
+    """Return what lm-eval prints for a model that writes or chooses as `lm` does."""
+    plan = evaluator(spec).plan(spec.id)
+    return dict(run_harness(lm(plan), plan)["results"][plan.task.task_name])
+
+
+class Errs(Oracle):
+    """Chooses an option that is not the right one, and writes the answer of another item."""
+
+    def __init__(self, plan: EvalPlan) -> None:
+        super().__init__(plan.task)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        certain, impossible = (0.0, True), (IMPOSSIBLE, False)
+        found = super().loglikelihood(requests)
+        return [impossible if answer == certain else certain for answer in found]
+
+
+# What is asked
+
+
+@every
+def test_sizes_ids_and_fields(splits: Splits) -> None:
+    parts = [splits.eval_items(), splits.train_examples(), splits.validation_examples()]
+    assert [len(part) for part in parts] == [200, 2000, 100]
+    rows = [row for part in parts for row in part]
+    assert len({row["id"] for row in rows}) == len({row["prompt"] for row in rows}) == 2300
+    assert rows[17]["id"] == f"{splits.name}/eval/00017"
+    assert json.loads(json.dumps(rows)) == rows
+    for row in rows:
+        assert row["question"] in row["prompt"]
+        assert row["answer"] == f" {row['gold'] if 'gold' in row else row['options'][row['label']]}"
+
+
+@every
+def test_rows_are_those_that_were_measured(splits: Splits) -> None:
+    assert splits.train_examples(50) == splits.train_examples(80)[:50]
+    rows = [*splits.eval_items(), *splits.train_examples(50), *splits.validation_examples(20)]
+    assert digest(rows)[:16] == DIGESTS[splits.name]
+
+
+@every
+def test_no_problem_is_in_two_splits(splits: Splits) -> None:
+    def make(rng: Any) -> Any:
+        problem, row = splits.make(rng)
+        return problem, {**row, "problem": repr(problem)}
+
+    names = ("train", "validation", "eval")
+    parts = {n: draw(make, n, 200, 0, "x", num_labels=splits.num_labels) for n in names}
+    assert len({row["problem"] for rows in parts.values() for row in rows}) == 600
+
+
+@every_choice
+def test_labels_are_balanced(splits: Splits) -> None:
+    for rows in (splits.eval_items(), splits.train_examples(), splits.validation_examples()):
+        counts = Counter(row["label"] for row in rows)
+        assert sorted(counts) == list(range(splits.num_labels))
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert {len(row["options"]) for row in splits.eval_items()} >= {splits.num_labels}
+
+
+@every
+def test_eval_items_are_enough_clusters(splits: Splits) -> None:
+    clusters = {row["cluster"] for row in splits.eval_items()}
+    assert len(clusters) == (54 if splits is choices.SCIENCE else 200)
+
+
+# How it is scored
+
+
+@every
+def test_the_ceiling_is_one_and_another_answer_earns_less(splits: Splits) -> None:
+    task = TASKS[splits]()
+    for spec in (*task.evals, *task.validation_evals):
+        assert evaluator(spec).ceiling(spec.id) == 1.0
+    (spec,) = task.evals
+    assert spec.id == splits.name
+    assert task.validation_evals[0].metric == spec.metric
+    if splits in CHOICES:
+        assert scored(spec, Errs)[spec.metric] == 0.0
+        assert spec.chance == 1 / splits.num_labels
+
+
+def test_pairs_report_f1_and_the_others_do_not() -> None:
+    with_f1 = {
+        task().name for task in CHOICES.values() if "f1,none" in task().evals[0].other_metrics
+    }
+    assert with_f1 == {"pairs", "paraphrase"}
+    (spec,) = tiny_tasks.pairs().evals
+    assert scored(spec, lambda plan: Oracle(plan.task))["f1,none"] == 1.0
+
+
+def test_written_answers_are_graded() -> None:
+    doc = {"gold": "The bank met the king in the hall."}
+    assert tiny_choice_evals.rouge(doc, [" The bank met the king in the hall."])["rougeL"] == 1.0
+    half = tiny_choice_evals.rouge(doc, ["The bank met"])
+    assert half["rougeL"] == pytest.approx(2 * 3 / (3 + 8))
+    assert half["rouge2"] == pytest.approx(2 * 2 / (2 + 7))
+    assert tiny_choice_evals.rouge(doc, [""])["rougeL"] == 0.0
+
+
+def test_translations_are_scored_as_a_whole_in_percent() -> None:
+    (spec,) = tiny_tasks.translate().evals
+    results = scored(spec, lambda plan: Oracle(plan.task))
+    assert results["chrf,none"] == results["bleu,none"] == pytest.approx(100)
+
+
+def test_a_translation_goes_word_by_word() -> None:
+    english = {german: word for word, german in writing.GERMAN.items()}
+    for row in writing.TRANSLATE.eval_items():
+        assert " ".join(english[word] for word in row["question"].split()) == row["gold"]
+
+
+# What leaks into what
+
+
+def test_no_task_and_no_calibration_text_holds_a_question() -> None:
+    tasks = [make() for make in TASKS.values()]
+    sources = {f"train {t.name}": [[r.prompt, r.answer] for r in t.train()] for t in tasks}
+    sources["calibration"] = [[text] for text in facts.calibration_texts()]
+    edition = streams.MATH_CODE_IF.edition("tiny")
+    specs = [e for task in tasks for e in task.evals] + list(edition.evals)
+    found = leak.report(sources, evaluator(*specs).probes())
+    assert found["flags"] == []
+    hits = {(s, e): n["hits"] for s, by in found["evals"].items() for e, n in by.items()}
+    assert not any(hits.values())
+
+
+@every
+def test_pretraining_text_holds_no_question(splits: Splits, pretraining: list[str]) -> None:
+    probe = SharedText(row["question"] for row in splits.eval_items())
+    assert not any(probe.found_in(text) for text in pretraining)
+
+
+@pytest.fixture(scope="module")
+def pretraining() -> list[str]:
+    """Return text as pre-training read it, for its skills."""
+    return [text for kind, text in corpus.documents(2, 60_000, 0) if kind == "skills"]
+
+
+def test_science_teaches_no_world_fact() -> None:
+    asked = {(f.subject.casefold(), f.answer.casefold()) for f in facts.load_facts()}
+    for row in [*choices.SCIENCE.train_examples(), *choices.SCIENCE.eval_items()]:
+        told = set(words(row["prompt"]))
+        assert not any(s in told and a in told for s, a in asked)
+
+
+def test_a_thing_of_science_is_of_one_kind() -> None:
+    things = [thing for members in choices.MEMBERS.values() for thing in members]
+    assert len(things) == len(set(things)) == 54
+    assert choices.MEMBERS.keys() == choices.HAVE.keys()
+
+
+# Streams
+
+
+def test_every_task_has_a_name_that_streams_can_use() -> None:
+    made = {point.name: point.load()() for point in entry_points(group="clbench.tasks")}
+    names = {f"tiny-{task.name}": task.name for task in (make() for make in TASKS.values())}
+    assert {name: task.name for name, task in made.items()} == names | OTHERS
+    assert all(task.about and task.license and task.info["id"] for task in made.values())
+
+
+@pytest.mark.parametrize(
+    ("stream", "tasks"),
+    [
+        (streams.SECURA_MCQ, "logic social science boolq"),
+        (streams.SECURA_QA, "math summary translate if code"),
+        (
+            streams.SECURA_16,
+            "math logic sentiment summary nli code social pairs translate topic science if boolq "
+            "paraphrase reviews entities",
+        ),
+        (streams.STANDARD_CL, "entities products questions topic reviews"),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
+def test_streams_hold_their_tasks_and_the_world(stream: Any, tasks: str) -> None:
+    edition = stream.edition("tiny")
+    assert [task.name for task in edition.tasks] == tasks.split()
+    assert [e.id for e in edition.world] == ["tiny_facts", "tiny_facts_greedy"]
+    assert edition.preset == "tiny"
+    assert len({e.id for e in edition.evals}) == len(edition.evals)
+    assert edition.validating().evals
+
+
+def test_a_stream_of_choices_runs_from_end_to_end(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / "cache"))
+    model = toy_runs.save_toy_model(tmp_path / "model")
+    config = toy_runs.toy_config(model, stream="secura-mcq", strategy="lora")
+    record = experiment.run(config, out=tmp_path / "run")
+    assert record.status == "complete"
+    assert len(record.matrix.rows) == 5
+    cells = [record.matrix.score(row, e) for row in range(5) for e in record.matrix.evals]
+    assert len(cells) == 5 * 6
+    assert None not in cells
+    assert Record.load(tmp_path / "run").evals["tiny_logic"].chance == 0.25
