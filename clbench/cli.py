@@ -96,6 +96,9 @@ def main() -> None:
 @click.option("--eval-limit", type=click.IntRange(min=1), help="Items scored of each eval.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
+    "--engine", type=click.Choice(["hf", "vllm"]), help="What writes and scores; hf by default."
+)
+@click.option(
     "--reference",
     multiple=True,
     type=click.Choice(["base", "single", "joint"]),
@@ -126,6 +129,7 @@ def run(
     file: Path | None,
     settings: tuple[str, ...],
     size: str | None,
+    engine: str | None,
     out: Path | None,
     fresh: bool,
     verbose: int,
@@ -136,7 +140,8 @@ def run(
     """Learn a stream with a strategy, scoring after every task; goes on where it stopped."""
     from clbench import api, progress
 
-    chosen = (*settings, f"eval.size={size}") if size else settings
+    by_name = {"eval.size": size, "eval.engine": engine}
+    chosen = (*settings, *(f"{name}={value}" for name, value in by_name.items() if value))
     options["reference"] = options["reference"] or None
     options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)

@@ -17,13 +17,25 @@ import datasets
 import torch
 import transformers
 
-from clbench import data, evalcache, evalkeys, leak, models, registry, sandbox, tokens, training
+from clbench import (
+    data,
+    engines,
+    evalcache,
+    evalkeys,
+    leak,
+    models,
+    registry,
+    sandbox,
+    tokens,
+    training,
+)
 from clbench.chat import Chat
 from clbench.config import RunConfig
 from clbench.dataset import DataSet, Source
 from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.estimate import Workload
+from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub, open_hub
 from clbench.progress import Progress, Silent
@@ -72,7 +84,12 @@ class Plan:
             cache_dir=cache_directory() / "evals",
             hub=self.hub,
             chat=self.chat,
+            plans=self._eval_plans if self.chat is None else None,
         )
+
+    @cached_property
+    def _eval_plans(self) -> dict[str, EvalPlan]:
+        return {}
 
     @cached_property
     def chat(self) -> Chat | None:
@@ -302,7 +319,9 @@ class Plan:
                 train += config.steps * config.batch_size * length
             else:
                 train += (config.passes(task.epochs) or 0.0) * rows.at_most * length
-        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
+        evaluator = Evaluator(  # without the model, which may turn out not to fit
+            {}, None, self.edition.evals, self.config.eval, hub=self.hub, plans=self._eval_plans
+        )
         written = 0.0
         for spec in self.edition.evals:
             asked = evaluator.plan(spec.id)
@@ -368,6 +387,7 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
+    engines.check(config.eval.engine, device)
     return Plan(config, edition, strategy, device, _isolation(config, edition), open_hub(config))
 
 

@@ -23,6 +23,7 @@ ORDER = (
     "contract.md",
     "measurement.md",
     "prompts.md",
+    "engines.md",
     "records.md",
     "export.md",
     "benchmarks.md",

@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from toys import toy_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from clbench import decoding, evalplan, sandbox
+from clbench import decoding, drift, evalplan, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_batch_invariance, check_code_eval
 from clbench.evalresult import EvalResult
@@ -315,6 +315,25 @@ def test_only_the_asked_number_of_items_is_ranked(knowing: PreTrainedModel) -> N
     ranks = column(result, "gold_rank")
     assert sorted(rank is None for rank in ranks) == [False, False, True, True, True]
     assert None not in column(result, "gold_ll")
+
+
+def test_candidates_are_drawn_for_ranked_items_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def draw(golds: Any, kinds: Any, seed: str, asked: Any) -> dict[str, list[str]]:
+        drawn.extend(asked)
+        return {name: [golds[name][0], "else"] for name in asked}
+
+    monkeypatch.setattr(drift, "draw_candidates", draw)
+    plan = evaluator(facts_eval(), rank_items=2).plan("toy_facts")
+    assert drawn == plan.rank_ids == list(plan.candidates)
+    assert len(drawn) == 2
+    spec = facts_eval()
+    docs = [{**doc, "candidates": [doc["golds"][0], "own"]} for doc in spec.config["docs"]()]
+    spec = dataclasses.replace(spec, config={**spec.config, "docs": lambda: docs})
+    given = evaluator(spec, rank_items=2).plan("toy_facts").candidates
+    assert [texts[1] for texts in given.values()] == ["own"] * 2
+    assert len(drawn) == 2
 
 
 # Code

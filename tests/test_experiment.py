@@ -11,7 +11,7 @@ import torch
 import toy_runs
 from safetensors.torch import load_file
 
-from clbench import experiment, preparation, recording
+from clbench import evaluation, experiment, preparation, recording
 from clbench.checkpoint import Checkpoints
 from clbench.comparison import compare
 from clbench.config import EvalConfig, TrainConfig
@@ -280,3 +280,15 @@ def test_full_writes_only_the_targets(model, tmp_path):
     assert moved
     assert all(name.split(".")[-2].endswith("_proj") for name in moved)
     assert all(tensor.dtype == torch.float32 for tensor in moved.values())
+
+
+def test_the_estimate_and_the_run_prepare_each_eval_once(model, monkeypatch):
+    built = []
+    build = evaluation.build_task
+    monkeypatch.setattr(
+        evaluation, "build_task", lambda spec, hub: built.append(spec.id) or build(spec, hub)
+    )
+    plan = preparation.prepare(toy_runs.toy_config(model))
+    assert plan.workload().eval_tokens > 0
+    plan.evaluator.probes()
+    assert sorted(built) == sorted(spec.id for spec in plan.edition.evals)
