@@ -18,7 +18,8 @@ from clbench import data, decoding, preparation, recording
 from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.errors import UserError
-from clbench.evaluation import Evaluator, Harness
+from clbench.evaluation import Evaluator
+from clbench.harness import Harness
 from clbench.task import Row
 
 # The shapes of published templates: turns that end with EOS, with another token, with a blank.

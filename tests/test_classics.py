@@ -19,8 +19,8 @@ from clbench import registry, training
 from clbench.config import TrainConfig
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError
-from clbench.evalplan import accepted
-from clbench.evaluation import Oracle, read_metric, run_harness
+from clbench.evalplan import accepted, read_metric
+from clbench.harness import Oracle, run_harness
 from clbench.hub import Hub
 from clbench.strategy import Example
 from clbench.task import Eval, Task

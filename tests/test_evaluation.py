@@ -30,7 +30,7 @@ from clbench import decoding, drift, evalplan, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_batch_invariance, check_code_eval
 from clbench.evalresult import EvalResult
-from clbench.evaluation import Harness, quiet
+from clbench.harness import Harness, quiet
 
 
 @pytest.fixture(scope="module")

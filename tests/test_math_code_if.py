@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 from clbench import api, evalkeys, recording, registry, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_code_eval, code_checks
-from clbench.evaluation import Evaluator, Oracle, build_task, run_harness
+from clbench.evaluation import Evaluator, build_task
+from clbench.harness import Oracle, run_harness
 from clbench.hub import Hub
 from clbench.task import Eval, Need
 

@@ -13,7 +13,7 @@ from test_streamfile import json_lines
 from clbench import leak, scoring
 from clbench.dataset import Columns, DataSet, Template
 from clbench.errors import UserError
-from clbench.evaluation import Oracle, run_harness
+from clbench.harness import Oracle, run_harness
 from clbench.task import Eval
 
 ROWS = [

@@ -17,7 +17,8 @@ from clbench import drift, leak, registry, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_code_eval
 from clbench.evalplan import EvalPlan
-from clbench.evaluation import Evaluator, Oracle, run_harness
+from clbench.evaluation import Evaluator
+from clbench.harness import Oracle, run_harness
 from clbench.task import Eval, Row
 
 STREAM = registry.stream("math-code-if")

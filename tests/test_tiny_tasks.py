@@ -19,7 +19,7 @@ from evaltoys import evaluator
 from clbench import experiment, leak
 from clbench.digests import digest
 from clbench.evalplan import EvalPlan
-from clbench.evaluation import IMPOSSIBLE, Oracle, run_harness
+from clbench.harness import IMPOSSIBLE, Oracle, run_harness
 from clbench.results import Record
 from clbench.task import Eval
 
