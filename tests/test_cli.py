@@ -288,7 +288,7 @@ def test_list_shows_what_a_stream_holds():
     assert re.search(r"\n    math +tiny_math +all +Apache-2\.0; generated in this repository", text)
     assert "    world: tiny_facts (200 items), tiny_facts_greedy (200 items)" in text
     assert "    calibration: tiny_facts/statements\n    preset: tiny" in text
-    assert "ours: SECURA (arXiv 2502.18168) names some" in text
+    assert "    ours: " in text
     streams = {s["name"]: s for s in json.loads(invoke("list", "-v", "--json").stdout)["streams"]}
     tiny = streams["math-code-if"]["editions"]["tiny"]
     assert [task["name"] for task in tiny["tasks"]] == ["math", "code", "if"]
