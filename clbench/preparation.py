@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import torch
@@ -22,7 +21,6 @@ from clbench import (
     engines,
     evalcache,
     evalkeys,
-    leak,
     models,
     registry,
     sandbox,
@@ -31,18 +29,19 @@ from clbench import (
 )
 from clbench.chat import Chat
 from clbench.config import RunConfig
-from clbench.dataset import DataSet, Source
+from clbench.dataset import Source
 from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub, open_hub
+from clbench.leakcheck import Checked, LeakCheck
 from clbench.progress import Progress, Silent
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
-from clbench.task import Eval, Task
+from clbench.task import Task
 from clbench.tokens import Tokens
 
 CHARACTERS_PER_TOKEN = 3.5  # of English in common vocabularies; only the estimate rests on it
@@ -95,10 +94,6 @@ class Plan:
     def chat(self) -> Chat | None:
         """Return the chat template that wraps requests, None where they are asked as they are."""
         return Chat(self.loaded.tokenizer) if self.config.chat_template else None
-
-    @property
-    def _single_tasks(self) -> list[Task]:
-        return [part for task in self.edition.tasks for part in (task.parts or (task,))]
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
@@ -224,7 +219,7 @@ class Plan:
         Generated rows share nothing with the evals by construction: none of them.
         """
         if not task.parts:
-            return list(self.scans()[f"train {task.name}"]["removed"])
+            return self.leak_check.removed(task)
         numbers, start = [], 0
         for part in task.parts:
             numbers += [start + number for number in self.asked(part)]
@@ -232,44 +227,23 @@ class Plan:
         return numbers
 
     @cached_property
-    def _scans(self) -> dict[str, dict[str, Any]]:
-        return {}
+    def leak_check(self) -> LeakCheck:
+        """Return what finds the questions of the evals in what is trained and calibrated on."""
+        calibration = None
+        if self.edition.calibration is not None:
+            calibration = Checked(
+                self.calibration_digest, lambda: ([text] for text in self.calibration_texts)
+            )
+        folder = cache_directory() / "leaks"
+        return LeakCheck(self.edition, self.rows, calibration, self.evaluator.probes(), folder)
 
-    def scans(self, progress: Progress | None = None) -> Mapping[str, Mapping[str, Any]]:
-        """Return what the leak check finds in each source; kept by the rows and the evals."""
-        if not self._scans:
-            probes = self.evaluator.probes()
-            folder, of_probes = cache_directory() / "leaks", digest(probes)
-
-            @functools.cache
-            def index() -> leak.Index:
-                (progress or Silent()).phase("check leaks")
-                return leak.Index(probes)
-
-            for name, source in self._sources().items():
-                identity = {
-                    "check": leak.CHECK,
-                    "source": source.identity,
-                    "remove": source.remove,
-                    "probes": of_probes,
-                }
-                found = evalcache.load(folder, identity)
-                if found is None:
-                    found = index().scan(source.documents(), remove=source.remove)
-                    evalcache.store(folder, identity, found)
-                self._scans[name] = found
-        return self._scans
-
-    def _sources(self) -> dict[str, _Checked]:
-        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self._single_tasks}
-        calibration = _Checked(
-            self.calibration_digest, lambda: ([text] for text in self.calibration_texts), False
-        )
-        return found if self.edition.calibration is None else found | {"calibration": calibration}
+    def leaks(self) -> dict[str, Any]:
+        """Return how much of each eval occurs in what is trained and calibrated on."""
+        return self.leak_check.report()
 
     def read(self, progress: Progress) -> None:
         """Check and tokenize the training rows, and say how many of them are left out."""
-        self.scans(progress)
+        self.leak_check.scans(progress)
         for task in self.edition.tasks:
             facts = self.examples(task, progress).facts
             reasons = {
@@ -284,32 +258,11 @@ class Plan:
                         f"{reason} and are left out"
                     )
 
-    def leaks(self) -> dict[str, Any]:
-        """Return how much of each eval occurs in what is trained and calibrated on.
-
-        That a task and its own evals are of one data set is what they are for, and not told.
-        """
-        scans = self.scans()
-        pairs = leak.same_source(scans, self.evaluator.evals, self._data_ids())
-        own = [[f"train {task.name}", e.id] for task in self.edition.tasks for e in task.evals]
-        return leak.combine(scans, [pair for pair in pairs if pair not in own])
-
-    def _data_ids(self) -> dict[str, str]:
-        ids = {"calibration": self.edition.calibration_id}
-        if isinstance(self.edition.calibration, Source):
-            ids["calibration"] = self.edition.calibration.data.id
-        for task in self._single_tasks:
-            if isinstance(task.train, Source):
-                ids[f"train {task.name}"] = task.train.data.id
-            elif "id" in task.info:
-                ids[f"train {task.name}"] = task.info["id"]
-        return ids | {e.id: name for e in self.edition.evals if (name := data_id(e)) is not None}
-
     def workload(self) -> Workload:
         """Return how much the run will do, roughly: text is counted in characters."""
         config, tasks = self.config.train, self.edition.tasks
         train = 0.0
-        for task in self._single_tasks:
+        for task in self.edition.single_tasks:
             rows = self.rows(task)
             some = [len(r.prompt + r.answer) for r in islice(rows, ROWS_ESTIMATED)]
             length = sum(some) / len(some) / CHARACTERS_PER_TOKEN
@@ -328,29 +281,6 @@ class Plan:
             written += sum(len(prompt) / CHARACTERS_PER_TOKEN for prompt in asked.prompts)
             written += len(asked.prompts) * (asked.new_tokens or 0)
         return Workload(len(tasks), round(train), round(written * (len(tasks) + 1)))
-
-
-class _Checked(NamedTuple):
-    """A source as the leak check reads it."""
-
-    identity: Any  # what decides the documents, ready for JSON
-    documents: Callable[[], Iterable[leak.Document]]
-    remove: bool  # whether documents that ask what an eval asks are not used
-
-
-def _of_rows(rows: Rows) -> _Checked:
-    def documents() -> Iterator[leak.Document]:
-        return ([row.request or row.prompt, row.answer] for row in rows)
-
-    return _Checked(rows.identity, documents, rows.real)
-
-
-def data_id(spec: Eval) -> str | None:
-    """Return the id of the data set that an eval asks about, whatever the split."""
-    if spec.data_id is not None or not spec.data:
-        return spec.data_id
-    first = next(iter(spec.data.values()))
-    return first.id if isinstance(first, DataSet) else first[0].id
 
 
 def cache_directory() -> Path:

@@ -37,6 +37,11 @@ class Edition:
         held_out = (spec for task in self.tasks for spec in task.validation_evals)
         return list(dict.fromkeys([*sources, *data_sets(*self.evals, *held_out)]))
 
+    @property
+    def single_tasks(self) -> list[Task]:
+        """Return the tasks in order, the parts of a joint one in its place."""
+        return [part for task in self.tasks for part in (task.parts or (task,))]
+
     def reordered(self, order: Sequence[int]) -> Edition:
         """Return the same content with its tasks in another order; raises UserError."""
         if sorted(order) != list(range(len(self.tasks))):

@@ -269,7 +269,7 @@ def test_a_joint_task_leaves_out_what_its_parts_leave_out(model: Path, tmp_path:
     assert plan.asked(joint) == [8, 19]
     assert len(plan.examples(joint)) == 16
     assert {example.task for example in plan.examples(joint)} == {"joint"}
-    assert sorted(plan.scans()) == ["calibration", "train b", "train sums"]
+    assert sorted(plan.leak_check.scans()) == ["calibration", "train b", "train sums"]
 
 
 def test_a_second_run_reads_no_row(
