@@ -25,8 +25,7 @@ from clbench.progress import Lines
 from clbench.results import Record, read_items
 
 STREAMS = ("secura-16", "standard-cl")
-COLUMNS = ("eval", "metric", "chance", "base", "base_label_share", "single", "label_share",
-           "world_delta", "seconds")  # fmt: skip
+COLUMNS = ("eval", "metric", "chance", "base", "base_label_share", "single", "label_share")
 
 
 def figures(record: Record, run: Path) -> dict[str, Any]:
@@ -42,8 +41,6 @@ def figures(record: Record, run: Path) -> dict[str, Any]:
         "base_label_share": share(base),
         "single": record.matrix.score(1, eval_id),
         "label_share": share(single),
-        "world_delta": record.metrics["world_delta.v1"].value,
-        "seconds": sum(phase["seconds"] for phase in record.provenance["phases"]),
     }
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "attach",
     "find_targets",
     "fold",
+    "folded_state",
     "freeze",
     "fused_parameters",
     "is_transposed",
@@ -84,15 +85,31 @@ def fold(model: nn.Module) -> nn.Module:
     that did not train keeps its weight bit for bit. Raises UserError, before anything is folded,
     for a layer whose function is not that of a weight.
     """
+    for name, layer in _foldable(model).items():
+        layer.weight.copy_(layer.folded())
+        replace(model, name, layer.base)
+    return model
+
+
+@torch.no_grad()
+def folded_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state that the model would have folded, leaving it as it is; raises UserError."""
+    state = dict(model.state_dict())
+    for name, layer in _foldable(model).items():
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state[f"{name}.weight"] = layer.folded()
+        if layer.bias is not None:
+            state[f"{name}.bias"] = layer.bias.detach()
+    return state
+
+
+def _foldable(model: nn.Module) -> dict[str, AdaptedLinear]:
     layers = adapted(model)
     for name, layer in layers.items():
         lost = layer.not_a_weight()
         if lost is not None:
             raise UserError(f"{name} cannot be folded into a weight: {lost}")
-    for name, layer in layers.items():
-        layer.weight.copy_(layer.folded())
-        replace(model, name, layer.base)
-    return model
+    return layers
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -96,6 +96,9 @@ def main() -> None:
 @click.option("--eval-limit", type=click.IntRange(min=1), help="Items scored of each eval.")
 @click.option("--eval", "size", type=click.Choice(["default", "full"]), help="Items scored.")
 @click.option(
+    "--engine", type=click.Choice(["hf", "vllm"]), help="What writes and scores; hf by default."
+)
+@click.option(
     "--reference",
     multiple=True,
     type=click.Choice(["base", "single", "joint"]),
@@ -113,7 +116,7 @@ def main() -> None:
     default=None,
     help="Use no network and only what the lock holds, every file checked; see fetch.",
 )
-@click.option("--lock", help="The lock; by default clbench.lock.")
+@click.option("--lock", help="With --locked: the lock; by default clbench.lock.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--fresh", is_flag=True, help="Delete what the run directory holds and start anew.")
 @click.option("-v", "--verbose", count=True, help="Show the steps of each phase.")
@@ -126,6 +129,7 @@ def run(
     file: Path | None,
     settings: tuple[str, ...],
     size: str | None,
+    engine: str | None,
     out: Path | None,
     fresh: bool,
     verbose: int,
@@ -136,10 +140,13 @@ def run(
     """Learn a stream with a strategy, scoring after every task; goes on where it stopped."""
     from clbench import api, progress
 
-    chosen = (*settings, f"eval.size={size}") if size else settings
+    by_name = {"eval.size": size, "eval.engine": engine}
+    chosen = (*settings, *(f"{name}={value}" for name, value in by_name.items() if value))
     options["reference"] = options["reference"] or None
     options["chat_template"] = options["chat_template"] or None
     config = api.resolve(stream, strategy, settings=chosen, file=file, **options)
+    if options["lock"] and not config.locked:
+        raise UserError("--lock is read with --locked only")
     display = progress.choose(-1 if quiet or (as_json and not verbose) else verbose)
 
     from clbench import experiment  # loads torch: after everything that is quick to refuse

@@ -19,6 +19,7 @@ from clbench.errors import UserError, unknown
 
 BUDGETS = ("steps", "epochs", "tokens")
 PARTS = ("train", "calibration", "eval")
+EngineName = Literal["hf", "vllm"]
 TUNING = {"lr": "train", "trials": "run"}  # what a layer says of a part's tuning -> its place
 
 
@@ -116,6 +117,19 @@ class EvalConfig(Checked):
     batch_size: int = Field(default=32, ge=1)
     rank_items: int | None = Field(default=None, ge=0)  # None is what each eval says
     samples: int | None = Field(default=None, ge=1)  # a seeded subset per eval; flagged `limited`
+    engine: EngineName = "hf"  # what writes and scores; hf is the reference
+    judge: str | None = None  # URL of what rates open answers, e.g. http://localhost:8000/v1
+    judge_model: str | None = None  # the name that it goes by there
+
+    @model_validator(mode="after")
+    def _judge_with_a_name(self) -> Self:
+        if (self.judge is None) != (self.judge_model is None):
+            raise ValueError(
+                "judge (a URL) and judge_model (a name) are given together or not at all"
+            )
+        if self.judge is not None and not self.judge.startswith(("http://", "https://")):
+            raise ValueError(f"judge is {self.judge!r}, not a URL such as http://localhost:8000/v1")
+        return self
 
 
 class RunConfig(Checked):

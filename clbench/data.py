@@ -100,27 +100,28 @@ def _encoded(
     if chat is not None:
         prompts, answers = [chat.prompt(row) for row in rows], [chat.answer(row) for row in rows]
     special = chat is None  # a chat template writes the special tokens itself
-
-    def ids(texts: Sequence[str], special: bool) -> list[list[int]]:
-        # verbose=False: the tokenizer would warn about the long rows that are left out
-        found = tokenizer(
-            texts,
-            verbose=False,
-            add_special_tokens=special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return list(found["input_ids"])
-
-    asked = ids(prompts, special)
-    whole = ids([p + a for p, a in zip(prompts, answers, strict=True)], special)
+    asked = _ids(tokenizer, prompts, special)
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    whole = _ids(tokenizer, texts, special)
     for row, prompt, both, answer in zip(rows, asked, whole, answers, strict=True):
         if both[: len(prompt)] == prompt:
             yield row, prompt, both[len(prompt) :]
         else:
             # A token straddles the boundary. Generation starts after the prompt's own tokens,
             # so the answer has to be learned from there.
-            yield row, prompt, ids([answer], False)[0]
+            yield row, prompt, _ids(tokenizer, [answer], False)[0]
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool
+) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        # verbose=False: the tokenizer would warn about the long rows that are left out
+        return list(tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"])
+    backend = tokenizer.backend_tokenizer  # by itself it takes a seventh less time
+    backend.no_truncation()
+    backend.no_padding()
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
 def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -182,11 +182,12 @@ def generate(
         ).logits[:, -1]
         positions = positions + 1
     return [
-        _finish(ids, reason, tokenizer, stops) for ids, reason in zip(written, reasons, strict=True)
+        finish(ids, reason, tokenizer, stops) for ids, reason in zip(written, reasons, strict=True)
     ]
 
 
-def _finish(ids: list[int], reason: StopReason, tokenizer: Any, stops: Sequence[str]) -> Generation:
+def finish(ids: list[int], reason: StopReason, tokenizer: Any, stops: Sequence[str]) -> Generation:
+    """Return what was written, cut before its first stop; `reason` is why it ended otherwise."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     kept = cut_at_stops(text, stops)
     return Generation(kept, "stop" if kept != text else reason, tuple(ids))

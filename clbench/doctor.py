@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from clbench import provenance, registry, sandbox
+from clbench import engines, provenance, registry, sandbox
 from clbench.errors import UserError
 
 
@@ -71,6 +71,7 @@ def _space() -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     for name, version in provenance.versions().items():
         yield Finding(name, version is not None, version or "not installed")
+    yield Finding("vllm", True, engines.version("vllm") or "not installed; for --engine vllm")
 
 
 def _plugins() -> Iterator[Finding]:

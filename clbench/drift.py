@@ -78,14 +78,18 @@ def derangement(aliases: Mapping[str, Sequence[str]], seed: str) -> dict[str, st
 
 
 def draw_candidates(
-    golds: Mapping[str, Sequence[str]], kinds: Mapping[str, str], seed: str
+    golds: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, str],
+    seed: str,
+    asked: Iterable[str] | None = None,
 ) -> dict[str, list[str]]:
     """Return for each item id 32 candidate answers: its canonical gold, then 31 of others.
 
     `golds` holds the accepted answers per id, the canonical one first; `kinds` the type of
-    answer. Distractors are of the same kind while that has enough distinct answers, are
-    distinct after normalizing, and never equal an accepted answer. A set with too few
-    distinct answers gives shorter lists.
+    answer; `asked` the ids whose candidates are wanted, by default all. Each of them costs a
+    pass over all answers, and depends on no other. Distractors are of the same kind while that
+    has enough distinct answers, are distinct after normalizing, and never equal an accepted
+    answer. A set with too few distinct answers gives shorter lists.
     """
     by_kind: dict[str, list[str]] = {}
     for name in sorted(golds):
@@ -93,7 +97,7 @@ def draw_candidates(
     everything = [answer for kind in sorted(by_kind) for answer in by_kind[kind]]
     return {
         name: _draw(golds[name], by_kind[kinds[name]], everything, f"{seed}|{name}")
-        for name in golds
+        for name in (golds if asked is None else asked)
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,3 @@ def store(folder: Path, identity: Mapping[str, Any], result: Mapping[str, Any]) 
     """Keep a result, per-item outputs included."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(cache_path(folder, identity), canonical_json(result))
-
-
-def engine() -> dict[str, str]:
-    """Return the name of what generates, and the versions that decide what it writes."""
-    packages = {"lm_eval": "lm-eval", "torch": "torch", "transformers": "transformers"}
-    return {"name": "hf", **{name: version(package) for name, package in packages.items()}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +12,20 @@ import torch
 from torch import nn
 
 from clbench import decoding, evalcache, evalresult, sandbox
-from clbench.config import EvalConfig
+from clbench.config import EngineName, EvalConfig
 from clbench.evalplan import EvalPlan
 from clbench.evalresult import EvalResult
 from clbench.evaluation import Evaluator
 
 NUM_ITEMS = 64
 MOST_LL_DIFFERENCE = 1e-4  # nats per token, in float32
-LEAST_SAME_OUTCOMES, LEAST_SAME_CHOICES = 0.98, 0.99  # in half precision
+LEAST_SAME_OUTCOMES, LEAST_SAME_CHOICES = 0.98, 0.99  # in half precision, and of engines
+NUM_ENGINE_ITEMS = 200
+MOST_SCORE_DIFFERENCE = 0.01  # of two engines
+ROUNDING = 1e-12
+
+
+Check = Callable[[nn.Module, Evaluator, Sequence[str]], Mapping[str, Any]]
 
 
 class Agreement(NamedTuple):
@@ -33,6 +39,16 @@ class Agreement(NamedTuple):
     passed: bool
 
 
+class EngineAgreement(NamedTuple):
+    """How another engine compares with the reference on the same items of one eval."""
+
+    num_items: int
+    same_output: float  # share of items with the same text of the same length
+    same_outcome: float  # share of items with the same score
+    score_difference: float
+    passed: bool
+
+
 def check_batch_invariance(
     model: nn.Module, evaluator: Evaluator, eval_ids: Sequence[str] | None = None
 ) -> dict[str, Agreement]:
@@ -42,38 +58,81 @@ def check_batch_invariance(
     98 % of the outcomes and 99 % of the choices must be. Code is not executed.
     """
     exact = next(model.parameters()).dtype is torch.float32
-    found = {}
-    for name in evaluator.evals if eval_ids is None else eval_ids:
-        runs = []
-        for batch_size in (1, evaluator.config.batch_size):
-            samples = min(NUM_ITEMS, evaluator.config.samples or NUM_ITEMS)
-            config = EvalConfig(samples=samples, batch_size=batch_size, rank_items=0)
-            small = Evaluator(
-                evaluator.model_info,
-                evaluator.tokenizer,
-                [evaluator.evals[name]],
-                config,
-                hub=evaluator.hub,
-                chat=evaluator.chat,
-            )
-            runs.append(small.evaluate(model)[name])
-        found[name] = compare(*runs, exact=exact)
-    return found
+    sizes = (1, evaluator.config.batch_size)
+    alone, together = (
+        _smaller(evaluator, NUM_ITEMS, eval_ids, batch_size=size).evaluate(model) for size in sizes
+    )
+    return {name: compare(alone[name], together[name], exact=exact) for name in alone}
+
+
+def check_engine(
+    model: nn.Module, evaluator: Evaluator, eval_ids: Sequence[str] | None = None
+) -> dict[str, EngineAgreement]:
+    """Score 200 items of each eval by the evaluator's engine and by the reference, and compare.
+
+    98 % of the outcomes must be the same, and the scores within 0.01.
+    """
+    theirs, ours = (
+        _smaller(
+            evaluator, NUM_ENGINE_ITEMS, eval_ids, engine=engine, isolation=evaluator.isolation
+        ).evaluate(model)
+        for engine in (evaluator.engine, EvalConfig().engine)
+    )
+    return {name: compare_engines(theirs[name], ours[name]) for name in ours}
+
+
+def _smaller(
+    evaluator: Evaluator,
+    samples: int,
+    eval_ids: Sequence[str] | None,
+    *,
+    batch_size: int | None = None,
+    engine: EngineName | None = None,
+    isolation: sandbox.Isolation | None = None,
+) -> Evaluator:
+    """Return the same evaluation of fewer items, without cache, ranks and judge."""
+    config = evaluator.config
+    wanted = evaluator.evals if eval_ids is None else eval_ids
+    return Evaluator(
+        evaluator.model_info,
+        evaluator.tokenizer,
+        [evaluator.evals[name] for name in wanted],
+        EvalConfig(
+            samples=min(samples, config.samples or samples),
+            batch_size=batch_size or config.batch_size,
+            rank_items=0,
+            engine=engine or evaluator.engine,
+        ),
+        isolation=isolation,
+        hub=evaluator.hub,
+        chat=evaluator.chat,
+    )
+
+
+CHECKS: dict[str, Check] = {"batch.v1": check_batch_invariance, "engine.v1": check_engine}
 
 
 def recalled_agreement(
-    model: nn.Module, evaluator: Evaluator, weights_digest: str, cache_dir: Path
+    check: str,
+    model: nn.Module,
+    evaluator: Evaluator,
+    eval_ids: Sequence[str],
+    weights_digest: str,
+    cache_dir: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Return each eval's agreement ready for JSON; checked once per weights, dtype and engine."""
-    found = {}
-    for name in evaluator.evals:
-        identity = {"check": "batch.v1", **evaluator.identity(name, weights_digest)}
-        stored = evalcache.load(cache_dir, identity)
-        if stored is None:
-            stored = check_batch_invariance(model, evaluator, [name])[name]._asdict()
-            evalcache.store(cache_dir, identity, stored)
-        found[name] = stored
-    return found
+    """Return what one of CHECKS finds, by eval, ready for JSON.
+
+    It is made once per weights, dtype, engine and whatever else decides an eval.
+    """
+    identities = {
+        name: {"check": check, **evaluator.identity(name, weights_digest)} for name in eval_ids
+    }
+    stored = {name: evalcache.load(cache_dir, identities[name]) for name in eval_ids}
+    missing = [name for name in eval_ids if stored[name] is None]
+    made = CHECKS[check](model, evaluator, missing) if missing else {}
+    for name, agreement in made.items():
+        evalcache.store(cache_dir, identities[name], agreement._asdict())
+    return {name: stored[name] or made[name]._asdict() for name in eval_ids}
 
 
 def code_checks(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
@@ -114,6 +173,18 @@ def compare(alone: EvalResult, together: EvalResult, *, exact: bool) -> Agreemen
         else same_outcome >= LEAST_SAME_OUTCOMES and same_choice >= LEAST_SAME_CHOICES
     )
     return Agreement(len(pairs), same_output, same_outcome, same_choice, difference, passed)
+
+
+def compare_engines(theirs: EvalResult, ours: EvalResult) -> EngineAgreement:
+    """Compare two results of one eval on the same items."""
+    pairs = list(zip(theirs.items, ours.items, strict=True))
+    same_output = _share(a["output"] == b["output"] for a, b in pairs)
+    same_outcome = _share(a["score"] == b["score"] for a, b in pairs)
+    difference = 0.0  # of code that is not run here
+    if theirs.score is not None and ours.score is not None:
+        difference = abs(theirs.score - ours.score)
+    passed = same_outcome >= LEAST_SAME_OUTCOMES and difference <= MOST_SCORE_DIFFERENCE + ROUNDING
+    return EngineAgreement(len(pairs), same_output, same_outcome, difference, passed)
 
 
 def _share(truths: Any) -> float:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from clbench import drift, evalresult
+from clbench import drift, evalresult, judge
 from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.dataset import DataSet
-from clbench.decoding import Generation
+from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
 from clbench.leak import Probe
@@ -42,6 +42,7 @@ class EvalPlan:
     def __init__(self, spec: Eval, task: Any, config: EvalConfig, chat: Chat | None = None) -> None:
         """Choose the documents and build their prompts; `task` is lm-eval's."""
         self.spec, self.task = spec, task
+        self.judge = judge.identity(config) if spec.judged else None
         self.chat_digest = None if chat is None else chat.digest
         self.everything: Sequence[Mapping[str, Any]] = task.eval_docs
         names = [str(doc.get("id", i)) for i, doc in enumerate(self.everything)]
@@ -63,6 +64,7 @@ class EvalPlan:
         self.prompts = [first_prompt(self.task, at) for at in range(len(self.ids))]
         self.rank_ids = self._rank_ids(config)
         self.candidates = self._candidates(names)
+        self.alternatives: dict[str, Alternatives] = {}  # by item, once a tokenizer has met them
         self.blank = [self._blank_item(at) for at in range(len(self.ids))]
         self.items_digest = items_digest(self.blank)
         self.task_digest = digest(self._task_identity())
@@ -82,14 +84,16 @@ class EvalPlan:
         return [name for name in self.ids if name in chosen]
 
     def _candidates(self, names: Sequence[str]) -> dict[str, list[str]]:
-        if not self.rank_ids:
-            return {}
         documents = dict(zip(names, self.everything, strict=True))
+        given: dict[str, list[str]] = {
+            name: documents[name].get("candidates", []) for name in self.rank_ids
+        }
+        asked = [name for name in self.rank_ids if not given[name]]
+        if not asked:
+            return given
         golds = {name: accepted(self.task, doc) for name, doc in documents.items()}
         kinds = {name: str(doc.get("kind", "")) for name, doc in documents.items()}
-        drawn = drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}")
-        given = {name: documents[name].get("candidates") for name in self.rank_ids}
-        return {name: given[name] or drawn[name] for name in self.rank_ids}
+        return given | drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}", asked)
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
@@ -101,7 +105,8 @@ class EvalPlan:
 
     def _task_identity(self) -> dict[str, Any]:
         config = self.task.config
-        return {
+        rated = {"judge": self.judge} if self.spec.judged else {}
+        return rated | {
             "id": self.spec.id,
             "version": self.version,
             "items": self.items_digest,
@@ -123,6 +128,11 @@ class EvalPlan:
             name: Probe(self._question(doc), tuple(self._golds(doc)))
             for name, doc in zip(self.names, self.everything, strict=True)
         }
+
+    @property
+    def questions(self) -> list[str]:
+        """Return what each scored item asks."""
+        return [self._question(doc) for doc in self.docs]
 
     def _question(self, doc: Mapping[str, Any]) -> str:
         """Return what a document asks, without worked examples and without a chat template.
@@ -149,6 +159,7 @@ class EvalPlan:
             "limit": limit if self.limited else None,
             "rank_items": len(self.rank_ids),
             "chat_template": self.chat_digest,
+            **({"judge": self.judge} if self.spec.judged else {}),
             **self._sources(),
         }
 
@@ -290,7 +301,7 @@ def read_metric(plan: EvalPlan, results: Mapping[str, Any], key: str) -> float:
         raise KeyError(f"{plan.spec.id} has no result {key!r}; lm-eval printed: {found}")
     score = float(printed[key])
     if key.partition(",")[0] in PERCENT_METRICS:
-        score /= 100
+        score = round(score / 100, 12)  # a perfect BLEU is 100.00000000000004
     if not 0.0 <= score <= 1.0:
         raise ValueError(f"{key!r} of {plan.spec.id} is {score}, not a score in 0..1")
     return score

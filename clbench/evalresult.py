@@ -8,11 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from clbench import drift, sandbox
 
 Item = dict[str, Any]
+Reason = Literal["refused", "failed", "not_scheduled"]
 
 FEW_ITEMS = 50  # units below which an interval means little
 MOST_LENGTH = 0.05  # share of items that may end at the cap before the cell says so
@@ -23,12 +24,20 @@ NO_ISOLATION = (
 NOT_STARTED = "the sandbox failed to start a program, so the code score is void"
 
 
+class Scored(NamedTuple):
+    """The score of one eval, or why there is none."""
+
+    score: float | None
+    reason: Reason | None = None
+    note: str | None = None  # the reason in one sentence
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """The outcome of one eval on one model; items are in ascending order of their documents."""
 
     score: float | None
-    reason: Literal["refused"] | None  # why there is no score
+    reason: Reason | None  # why there is no score
     note: str | None  # the same in one sentence
     flags: tuple[str, ...]
     items: list[Item]
@@ -38,9 +47,9 @@ class EvalResult:
     ceiling: float | None  # the score of an oracle that writes the gold
     others: dict[str, float] = field(default_factory=dict)  # further metrics by key
     counts: dict[str, int] = field(default_factory=dict)  # items per stop reason and outcome
-    seconds: dict[str, float] = field(default_factory=dict)  # generate, likelihood, execute
+    seconds: dict[str, float] = field(default_factory=dict)  # by kind: generate, execute, ...
     tokens_generated: int = 0
-    engine: str = "hf"
+    engine: str = "hf"  # what wrote and scored, with its version where it is not the run's own
     weights_digest: str | None = None
     cached: bool = False  # read back, at no cost
 
@@ -133,15 +142,13 @@ def job(doc: Mapping[str, Any], completion: str) -> sandbox.Job:
     return sandbox.Job(program, doc["entry_point"], cases)
 
 
-def code_score(
-    items: Sequence[Item], isolation: sandbox.Isolation | None
-) -> tuple[float | None, str | None]:
-    """Return the share of programs that pass, or None and the sentence that says why."""
+def code_score(items: Sequence[Item], isolation: sandbox.Isolation | None) -> Scored:
+    """Return the share of programs that pass, or why there is none."""
     if isolation is None:
-        return None, NO_ISOLATION
+        return Scored(None, "refused", NO_ISOLATION)
     if any(item["outcome"] == "refused" for item in items):
-        return None, NOT_STARTED
-    return math.fsum(item["score"] for item in items) / len(items), None
+        return Scored(None, "refused", NOT_STARTED)
+    return Scored(math.fsum(item["score"] for item in items) / len(items))
 
 
 def add_lenient(

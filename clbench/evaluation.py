@@ -22,24 +22,26 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
-from clbench import decoding, drift, evalcache, evalkeys, evalresult
+from clbench import decoding, engines, evalcache, evalkeys, evalresult, judge
 from clbench.chat import Chat
-from clbench.config import EvalConfig
+from clbench.config import EngineName, EvalConfig
 from clbench.decoding import Alternatives, Generation
+from clbench.engines import Engine
 from clbench.errors import UserError, unknown
 from clbench.evalplan import (
     Documents,
     EvalPlan,
     accepted,
-    gold_texts,
     new_tokens_of,
     read_items,
     read_metric,
     stops_of,
 )
-from clbench.evalresult import EvalResult, Item
+from clbench.evalresult import EvalResult, Scored
 from clbench.hub import Hub
+from clbench.judge import Judge
 from clbench.leak import Probe
+from clbench.openanswers import add_drift
 from clbench.sandbox import Isolation
 from clbench.task import Eval
 
@@ -49,14 +51,28 @@ IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
 
 
 class Harness(HFLM):  # type: ignore[misc]
-    """lm-eval's model around one in memory: greedy, silent, and keeping what it generated."""
+    """lm-eval's model around one in memory: greedy, silent, and keeping what it generated.
+
+    `engine` writes and scores for the model; without one it does so itself.
+    """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, batch_size: int, chat: Chat | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        batch_size: int,
+        engine: Engine | None = None,
+        chat: Chat | None = None,
     ) -> None:
+        self.engine = engine or engines.HuggingFace(model, tokenizer, batch_size)
         self.chat = chat
         with quiet():
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                max_length=self.engine.max_length,
+            )
         self.seconds = {"generate": 0.0, "likelihood": 0.0, "execute": 0.0}
         self.generations: list[Generation] = []
         self.num_tokens = 0
@@ -68,6 +84,19 @@ class Harness(HFLM):  # type: ignore[misc]
         """Tokenize as lm-eval does; a chat template has written the special tokens itself."""
         special = add_special_tokens if self.chat is None else False
         return list(super().tok_encode(string, add_special_tokens=special, **settings))
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokenize as lm-eval does; after a chat template as in training, from where it ends.
+
+        lm-eval counts the white space at the end of a prompt to the continuation.
+        """
+        if self.chat is None:
+            asked, rest = super()._encode_pair(context, continuation)
+            return asked, rest
+        asked, whole = self.tok_encode(context), self.tok_encode(context + continuation)
+        if whole[: len(asked)] == asked:
+            return asked, whole[len(asked) :]
+        return asked, self.tok_encode(continuation)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -86,7 +115,7 @@ class Harness(HFLM):  # type: ignore[misc]
     def write(
         self, prompts: Sequence[str], stops: Sequence[str], max_new_tokens: int
     ) -> list[Generation]:
-        """Continue prompts in batches of similar length; the order stays."""
+        """Continue prompts, cut from the left where they leave no room; the order stays."""
         start = time.monotonic()
         room = self.max_length - max_new_tokens
         if room < 1:
@@ -95,22 +124,15 @@ class Harness(HFLM):  # type: ignore[misc]
             )
         ids = [self.tok_encode(prompt) for prompt in prompts]
         self.num_truncated += sum(len(row) > room for row in ids)
-        order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), ids[i]))
-        written: dict[int, Generation] = {}
-        for at in range(0, len(order), self.batch_size):
-            batch = order[at : at + self.batch_size]
-            generations = decoding.generate(
-                self.model,
-                [ids[i][-room:] for i in batch],
-                self.tokenizer,
-                stops=stops,
-                max_new_tokens=max_new_tokens,
-                end_ids=frozenset() if self.chat is None else self.chat.end_ids,
-            )
-            written.update(zip(batch, generations, strict=True))
-        self.num_tokens += sum(len(generation.ids) for generation in written.values())
+        written = self.engine.write(
+            [row[-room:] for row in ids],
+            stops,
+            max_new_tokens,
+            frozenset() if self.chat is None else self.chat.end_ids,
+        )
+        self.num_tokens += sum(len(generation.ids) for generation in written)
         self.seconds["generate"] += time.monotonic() - start
-        return [written[i] for i in range(len(ids))]
+        return written
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -122,8 +144,11 @@ class Harness(HFLM):  # type: ignore[misc]
         return list(answers)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        limit = self.max_length + 1
+        vllm = self.engine if isinstance(self.engine, engines.Vllm) else None
+        limit = self.max_length + (1 if vllm is None else -1)  # vLLM reads all, and writes one
         self.num_truncated += sum(len(ctx) + len(cont) > limit for _, ctx, cont in requests)
+        if vllm is not None:
+            return vllm.likelihoods([(ctx, cont) for _, ctx, cont in requests])
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     def alternatives(self, prompt: str, continuations: Sequence[str]) -> Alternatives:
@@ -134,9 +159,7 @@ class Harness(HFLM):  # type: ignore[misc]
     def score(self, items: Sequence[Alternatives]) -> list[list[float]]:
         """Return log-likelihoods, reading each prompt once for all of its continuations."""
         start = time.monotonic()
-        scores = decoding.score_alternatives(
-            self.model, items, self.tokenizer.pad_token_id, self.batch_size
-        )
+        scores = self.engine.score(items)
         self.seconds["likelihood"] += time.monotonic() - start
         return scores
 
@@ -284,8 +307,9 @@ def run_harness(lm: LM, plan: EvalPlan, chat: Chat | None = None) -> dict[str, A
 class Evaluator:
     """Scores models on a set of evals, the same documents and prompts every time.
 
-    Evals are plan on first use. `tokenizer` is copied, because scoring may give it a
-    padding token. `model_info` needs "tokenizer_digest" and "dtype" where results are cached.
+    Evals are planned on first use and kept in `plans`, which evaluators of one configuration may
+    share. `tokenizer` is copied, because scoring may give it a padding token. `model_info` needs
+    "tokenizer_digest" and "dtype" where results are cached.
     """
 
     def __init__(
@@ -298,6 +322,7 @@ class Evaluator:
         isolation: Isolation | None = None,
         cache_dir: Path | None = None,
         hub: Hub | None = None,
+        plans: dict[str, EvalPlan] | None = None,
         chat: Chat | None = None,
     ) -> None:
         self.hub = hub or Hub()
@@ -306,11 +331,12 @@ class Evaluator:
         self.tokenizer = copy.deepcopy(tokenizer)
         self.evals = {spec.id: spec for spec in evals}
         self.config = config
+        self.engine: EngineName = config.engine  # "hf" where the one that was asked for disagrees
+        self.judge = Judge.of(config)
         self.isolation = isolation
         self.cache_dir = cache_dir
-        self._plans: dict[str, EvalPlan] = {}
+        self._plans = {} if plans is None else plans
         self._ceilings: dict[str, float | None] = {}
-        self._alternatives: dict[str, dict[str, Alternatives]] = {}
 
     def evaluate(
         self,
@@ -328,13 +354,15 @@ class Evaluator:
         for name in wanted:
             if name not in self.evals:
                 raise unknown("eval", name, self.evals)
-        return {name: self._evaluate_or_recall(model, name, weights_digest) for name in wanted}
+        engine = engines.engine(self.engine, model, self.tokenizer, self.config.batch_size)
+        with contextlib.closing(engine):
+            return {n: self._evaluate_or_recall(model, engine, n, weights_digest) for n in wanted}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return, for the record, how each eval is run and read."""
         return {
             name: self.plan(name).describe()
-            | {"ceiling": self.ceiling(name), "engine": evalcache.engine()}
+            | {"ceiling": self.ceiling(name), "engine": engines.describe(self.engine)}
             for name in self.evals
         }
 
@@ -354,12 +382,14 @@ class Evaluator:
     def ceiling(self, name: str) -> float | None:
         """Return the score of an oracle that writes the gold through the eval's stops.
 
-        None for an eval whose documents name no right answer. For code it is the share of
-        references that the stops leave whole; `check_code_eval` runs them. Raises UserError for
-        a pinned key that lm-eval does not print.
+        None for an eval whose documents name no right answer, such as one that a judge rates.
+        For code it is the share of references that the stops leave whole; `check_code_eval` runs
+        them. Raises UserError for a pinned key that lm-eval does not print.
         """
+        plan = self.plan(name)
+        if plan.spec.judged:
+            return None
         if name not in self._ceilings:
-            plan = self.plan(name)
             oracle = Oracle(plan.task)
             if plan.spec.execution:
                 texts = [oracle.reference(doc) for doc in plan.docs]
@@ -388,37 +418,43 @@ class Evaluator:
             "rank_ids": plan.rank_ids,
             "chat_template": plan.chat_digest,
             "isolation": self.isolation.name if plan.spec.execution and self.isolation else None,
-            "engine": evalcache.engine(),
+            "engine": engines.describe(self.engine),
         }
 
     def _evaluate_or_recall(
-        self, model: nn.Module, name: str, weights_digest: str | None
+        self, model: nn.Module, engine: Engine, name: str, weights_digest: str | None
     ) -> EvalResult:
         if self.cache_dir is None or weights_digest is None:
-            return self._evaluate(model, name, weights_digest)
+            return self._evaluate(model, engine, name, weights_digest)
         identity = self.identity(name, weights_digest)
         stored = evalcache.load(self.cache_dir, identity)
         if stored is not None:
             return EvalResult.from_cache(stored)
-        result = self._evaluate(model, name, weights_digest)
-        evalcache.store(self.cache_dir, identity, result.to_json())
+        result = self._evaluate(model, engine, name, weights_digest)
+        if result.reason != "failed":  # a judge that was away may be there the next time
+            evalcache.store(self.cache_dir, identity, result.to_json())
         return result
 
-    def _evaluate(self, model: nn.Module, name: str, weights_digest: str | None) -> EvalResult:
+    def _evaluate(
+        self, model: nn.Module, engine: Engine, name: str, weights_digest: str | None
+    ) -> EvalResult:
         plan = self.plan(name)
         with decoding.eval_mode(model):
-            harness = Harness(model, self.tokenizer, self.config.batch_size, self.chat)
+            harness = Harness(model, self.tokenizer, self.config.batch_size, engine, self.chat)
             run = run_harness(harness, plan, self.chat)
             items = read_items(plan, run["samples"][plan.task.task_name], harness.generations)
             if plan.spec.open_answer:
-                self._add_drift(harness, plan, items)
+                add_drift(harness, plan, items)
+        start = time.monotonic()
         if plan.spec.execution:
-            start = time.monotonic()
             evalresult.run_code(items, plan.docs, plan.spec.metric, self.isolation)
-            harness.seconds["execute"] += time.monotonic() - start
-            score, note = evalresult.code_score(items, self.isolation)
+            scored = evalresult.code_score(items, self.isolation)
+            harness.seconds["execute"] = time.monotonic() - start
+        elif plan.spec.judged:
+            scored = judge.rate(items, plan.questions, plan.spec.metric, self.judge)
+            harness.seconds["judge"] = time.monotonic() - start
         else:
-            score, note = read_metric(plan, run["results"], plan.spec.metric), None
+            scored = Scored(read_metric(plan, run["results"], plan.spec.metric))
         flags = evalresult.cell_flags(
             items, limited=plan.limited, truncated=harness.num_truncated > 0
         )
@@ -426,9 +462,7 @@ class Evaluator:
             flags.append("unisolated")
         others = {key: read_metric(plan, run["results"], key) for key in plan.spec.other_metrics}
         return EvalResult(
-            score=score,
-            reason="refused" if score is None else None,
-            note=note,
+            **scored._asdict(),
             flags=tuple(flags),
             items=items,
             num_items=len(items),
@@ -439,40 +473,6 @@ class Evaluator:
             counts=evalresult.count_items(items),
             seconds=harness.seconds,
             tokens_generated=harness.num_tokens,
+            engine=engines.label(self.engine),
             weights_digest=weights_digest,
         )
-
-    def _add_drift(self, harness: Harness, plan: EvalPlan, items: Sequence[Item]) -> None:
-        """Write the fields that tell a changed format from lost knowledge."""
-        prompts = dict(zip(plan.ids, plan.prompts, strict=True))
-        for item in items:
-            item["em"] = item["score"]
-        missed = [item["id"] for item in items if item["em"] != 1]
-        texts = harness.write([prompts[n] for n in missed], (), plan.spec.long_tokens)
-        outputs = {n: generation.text for n, generation in zip(missed, texts, strict=True)}
-        evalresult.add_lenient(items, plan.aliases, outputs, f"floor|{plan.spec.id}")
-        alternatives = self._alternatives_of(harness, plan)
-        scores = harness.score([alternatives[item["id"]] for item in items])
-        for item, totals in zip(items, scores, strict=True):
-            ids = alternatives[item["id"]].continuations
-            means = [total / len(c) for total, c in zip(totals, ids, strict=True)]
-            num_aliases = len(gold_texts(plan, item["id"]))
-            item["gold_ll"] = max(means[:num_aliases])
-            if item["id"] in plan.candidates:
-                item["gold_rank"] = drift.gold_rank([means[0], *means[num_aliases:]])
-
-    def _alternatives_of(self, harness: Harness, plan: EvalPlan) -> dict[str, Alternatives]:
-        """Return each item's aliases and distractors as tokens; they are the same for all rows."""
-        before = " " if self.chat is None else ""  # a template ends where the answer begins
-        if plan.spec.id not in self._alternatives:
-            self._alternatives[plan.spec.id] = {
-                name: harness.alternatives(
-                    prompt,
-                    [
-                        before + text
-                        for text in gold_texts(plan, name) + plan.candidates.get(name, [])[1:]
-                    ],
-                )
-                for name, prompt in zip(plan.ids, plan.prompts, strict=True)
-            }
-        return self._alternatives[plan.spec.id]

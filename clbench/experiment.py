@@ -60,6 +60,8 @@ def carry_out(config: RunConfig, place: Path, fresh: bool, progress: Progress) -
                 progress.note(f"this run needs {needs.sentence()}")
                 estimate.check(needs, plan.device, place)
                 progress.note("the first run of a model checks that batches move no outcome")
+            if config.eval.engine != recording.REFERENCE:
+                progress.note(f"engine {config.eval.engine} is compared with the reference first")
             learn_stream(plan, book, progress)
         if book.record.status == "diverged":
             raise RunFailed(recording.divergence(book))
@@ -76,7 +78,9 @@ def learn_stream(plan: Plan, book: RunDirectory, progress: Progress) -> None:
     start = StartWeights(model, targets)
     checkpoints = Checkpoints(book.path / "weights", model)
     plan.read(progress)
-    book.describe(**recording.description(plan, targets))
+    book.describe(**recording.description(plan, targets, book.record))
+    for note in recording.notes(plan, book.record):
+        progress.note(note)
     if book.checkpoint is not None:
         model = checkpoints.load(book.checkpoint, model, strategy)
     progress.plan(phases.remaining(plan, book))

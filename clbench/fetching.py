@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clbench import evalkeys, leak, model_files, registry
+from clbench import evalkeys, model_files, registry
 from clbench.config import RunConfig
 from clbench.evaluation import Evaluator
 from clbench.hub import Hub
 from clbench.hubcache import Repository, check_space
-from clbench.lock import Entry, Lock, readable
+from clbench.lock import UNSTATED, Entry, Lock, readable
 from clbench.preparation import Plan, quiet_libraries
 from clbench.progress import Progress, Silent
+from clbench.report.data import leaks
 from clbench.repositories import Repositories
 from clbench.strategy import Strategy
-
-UNSTATED = "not stated"
 
 
 class Fetched(NamedTuple):
@@ -113,7 +112,7 @@ def as_text(fetched: Fetched) -> str:
     lines = [_line(entry, width) for entry in fetched.entries]
     size = sum(file.size for entry in fetched.entries for file in entry.files.values())
     lines.append(f"{readable(size)} locked in {fetched.path}; run with --locked to use no others")
-    return "\n".join([*lines, *_leak_lines(fetched.leaks)])
+    return "\n".join([*lines, *leaks(fetched.leaks)])
 
 
 def _line(entry: Entry, width: int) -> str:
@@ -123,25 +122,3 @@ def _line(entry: Entry, width: int) -> str:
         f"{entry.kind:7}  {entry.id:{width}}  {commit:12}  {len(entry.files):3} files  "
         f"{size:>8}  license {entry.license}"
     )
-
-
-def _leak_lines(leaks: dict[str, Any]) -> list[str]:
-    """Say which evals are found in which sources, in shares of their items."""
-    found = [
-        f"leak: {source} holds {numbers['leak_exact.v1']:.1%} of the questions of {eval_id} whole "
-        f"and {numbers['leak_ngram.v1']:.1%} in part"
-        for source, evals in leaks["evals"].items()
-        for eval_id, numbers in evals.items()
-        if numbers["leak_exact.v1"] > 0 or numbers["leak_ngram.v1"] > 0
-    ]
-    pairs = [f"same data set: {source} and {eval_id}" for source, eval_id in leaks["same_source"]]
-    clean = "leak: no question of an eval occurs in what runs train or calibrate on"
-    flagged = [
-        f"a run will be flagged `leak`: more than {leak.MOST_EXACT:.1%} whole or "
-        f"{leak.MOST_NGRAM:.0%} in part"
-    ]
-    left_out = [
-        f"leak: {before['removed']:,} rows of {source} ask what an eval asks; runs leave them out"
-        for source, before in leaks.get("before_removal", {}).items()
-    ]
-    return [*left_out, *(found or [clean]), *pairs, *(flagged if "leak" in leaks["flags"] else [])]

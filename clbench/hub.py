@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow.parquet
 
+from clbench.config import RunConfig
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
 from clbench.hubcache import Repository, fingerprint
-from clbench.lock import Entry
+from clbench.lock import Entry, Lock
 from clbench.repositories import Repositories
 from clbench.task import Row
 
@@ -56,14 +57,8 @@ class Hub:
     def _source(self, data: DataSet) -> dict[str, Any]:
         found = self.find(data)
         files = zip(found.names, found.paths, strict=True)
-        return {
-            "id": data.id,
-            "config": data.config,
-            "split": data.split,
-            "revision": found.revision,
-            "license": data.license,
-            "files": {name: fingerprint(path).model_dump() for name, path in files},
-        }
+        held = {name: fingerprint(path).model_dump() for name, path in files}
+        return data.identity() | {"revision": found.revision, "files": held}
 
     def table(self, data: DataSet | Sequence[DataSet]) -> Any:
         """Return the records as a memory-mapped `datasets.Dataset`; several are concatenated.
@@ -195,6 +190,18 @@ class Hub:
         paths = {name: self.data_dir / name for name in _matching(data, everything)}
         self.repositories.note_local("folder", data.id, paths)
         return Found(tuple(paths), tuple(paths.values()), None)
+
+
+def open_hub(config: RunConfig) -> Hub:
+    """Return what finds the data of a run, held to its lock if it is locked; raises UserError."""
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    if not config.locked:
+        return Hub(data_dir=data_dir)
+    remedy = f"clbench fetch --stream {config.stream} --model {config.model} --lock {config.lock}"
+    path = Path(config.lock)
+    if not path.exists():
+        raise UserError(f"there is no lock {config.lock!r}; `{remedy}` writes it")
+    return Hub(Repositories(Lock.load(path), locked=True, remedy=remedy), data_dir=data_dir)
 
 
 def _matching(data: DataSet, names: Iterable[str]) -> list[str]:

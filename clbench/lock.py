@@ -15,7 +15,7 @@ from clbench.results import read_json, write_atomic
 
 FORMAT = "clbench.lock"
 SCHEMA_VERSION = 1
-DEFAULT_PATH = "clbench.lock"
+UNSTATED = "not stated"
 Kind = Literal["model", "dataset", "file", "folder"]
 
 
@@ -37,7 +37,7 @@ class Entry(_Value):
     id: str
     asked: str = "main"  # the revision that was asked for
     revision: str | None = None  # the commit that it was; None for files of the user's
-    license: str = "not stated"
+    license: str = UNSTATED
     files: dict[str, LockedFile] = {}
     # "config/split" -> the files that the repository's own configuration names for it
     splits: dict[str, list[str]] = {}

@@ -17,18 +17,28 @@ import datasets
 import torch
 import transformers
 
-from clbench import data, evalcache, evalkeys, leak, models, registry, sandbox, tokens, training
+from clbench import (
+    data,
+    engines,
+    evalcache,
+    evalkeys,
+    leak,
+    models,
+    registry,
+    sandbox,
+    tokens,
+    training,
+)
 from clbench.chat import Chat
 from clbench.config import RunConfig
 from clbench.dataset import DataSet, Source
 from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.estimate import Workload
+from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub
-from clbench.lock import Lock
+from clbench.hub import Hub, open_hub
 from clbench.progress import Progress, Silent
-from clbench.repositories import Repositories
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
@@ -74,12 +84,21 @@ class Plan:
             cache_dir=cache_directory() / "evals",
             hub=self.hub,
             chat=self.chat,
+            plans=self._eval_plans if self.chat is None else None,
         )
+
+    @cached_property
+    def _eval_plans(self) -> dict[str, EvalPlan]:
+        return {}
 
     @cached_property
     def chat(self) -> Chat | None:
         """Return the chat template that wraps requests, None where they are asked as they are."""
         return Chat(self.loaded.tokenizer) if self.config.chat_template else None
+
+    @property
+    def _single_tasks(self) -> list[Task]:
+        return [part for task in self.edition.tasks for part in (task.parts or (task,))]
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
@@ -204,7 +223,13 @@ class Plan:
 
         Generated rows share nothing with the evals by construction: none of them.
         """
-        return list(self.scans()[f"train {task.name}"]["removed"])
+        if not task.parts:
+            return list(self.scans()[f"train {task.name}"]["removed"])
+        numbers, start = [], 0
+        for part in task.parts:
+            numbers += [start + number for number in self.asked(part)]
+            start += self._tokens(part, Silent()).facts["num_rows"]
+        return numbers
 
     @cached_property
     def _scans(self) -> dict[str, dict[str, Any]]:
@@ -236,7 +261,7 @@ class Plan:
         return self._scans
 
     def _sources(self) -> dict[str, _Checked]:
-        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self.edition.tasks}
+        found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self._single_tasks}
         calibration = _Checked(
             self.calibration_digest, lambda: ([text] for text in self.calibration_texts), False
         )
@@ -260,16 +285,20 @@ class Plan:
                     )
 
     def leaks(self) -> dict[str, Any]:
-        """Return how much of each eval occurs in what is trained and calibrated on."""
+        """Return how much of each eval occurs in what is trained and calibrated on.
+
+        That a task and its own evals are of one data set is what they are for, and not told.
+        """
         scans = self.scans()
         pairs = leak.same_source(scans, self.evaluator.evals, self._data_ids())
-        return leak.combine(scans, pairs)
+        own = [[f"train {task.name}", e.id] for task in self.edition.tasks for e in task.evals]
+        return leak.combine(scans, [pair for pair in pairs if pair not in own])
 
     def _data_ids(self) -> dict[str, str]:
         ids = {"calibration": self.edition.calibration_id}
         if isinstance(self.edition.calibration, Source):
             ids["calibration"] = self.edition.calibration.data.id
-        for task in self.edition.tasks:
+        for task in self._single_tasks:
             if isinstance(task.train, Source):
                 ids[f"train {task.name}"] = task.train.data.id
             elif "id" in task.info:
@@ -280,7 +309,7 @@ class Plan:
         """Return how much the run will do, roughly: text is counted in characters."""
         config, tasks = self.config.train, self.edition.tasks
         train = 0.0
-        for task in (part for t in tasks for part in (t.parts or (t,))):
+        for task in self._single_tasks:
             rows = self.rows(task)
             some = [len(r.prompt + r.answer) for r in islice(rows, ROWS_ESTIMATED)]
             length = sum(some) / len(some) / CHARACTERS_PER_TOKEN
@@ -290,7 +319,9 @@ class Plan:
                 train += config.steps * config.batch_size * length
             else:
                 train += (config.passes(task.epochs) or 0.0) * rows.at_most * length
-        evaluator = Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
+        evaluator = Evaluator(  # without the model, which may turn out not to fit
+            {}, None, self.edition.evals, self.config.eval, hub=self.hub, plans=self._eval_plans
+        )
         written = 0.0
         for spec in self.edition.evals:
             asked = evaluator.plan(spec.id)
@@ -356,19 +387,8 @@ def prepare(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         torch.set_flush_denormal(True)
+    engines.check(config.eval.engine, device)
     return Plan(config, edition, strategy, device, _isolation(config, edition), open_hub(config))
-
-
-def open_hub(config: RunConfig) -> Hub:
-    """Return what finds the data of a run, held to its lock if it is locked; raises UserError."""
-    data_dir = None if config.data_dir is None else Path(config.data_dir)
-    if not config.locked:
-        return Hub(data_dir=data_dir)
-    remedy = f"clbench fetch --stream {config.stream} --model {config.model} --lock {config.lock}"
-    path = Path(config.lock)
-    if not path.exists():
-        raise UserError(f"there is no lock {config.lock!r}; `{remedy}` writes it")
-    return Hub(Repositories(Lock.load(path), locked=True, remedy=remedy), data_dir=data_dir)
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 import clbench
-from clbench import composition, evalchecks, models, provenance, rescoring
+from clbench import composition, engines, evalchecks, judge, models, provenance, rescoring
 from clbench.adapters import fused_parameters
+from clbench.config import EngineName
 from clbench.dataset import Source
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from clbench.rundir import RunDirectory
     from clbench.task import Task
     from clbench.training import TrainLog
+
+REFERENCE: EngineName = "hf"
+FLAGS = {"batch_agreement": "batch_dependent", "engine_agreement": "engine_disagrees"}
 
 
 def new_record(plan: Plan) -> Record:
@@ -61,7 +65,7 @@ def new_record(plan: Plan) -> Record:
             ),
             "provenance": {
                 "command": sys.argv,
-                "packages": provenance.versions(),
+                "packages": provenance.versions() | engines.packages(config.eval.engine),
                 "hardware": provenance.hardware(),
                 "device": str(plan.device),
                 "threads": torch.get_num_threads(),
@@ -73,8 +77,11 @@ def new_record(plan: Plan) -> Record:
     )
 
 
-def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the blocks of the record that say what is trained and scored, and on what."""
+def description(plan: Plan, targets: Sequence[str], before: Record) -> dict[str, Any]:
+    """Return the blocks of the record that say what is trained and scored, and on what.
+
+    `before` is the record as it is: a run that goes on keeps the engine it has begun with.
+    """
     config = new_record(plan).config.model_dump(mode="json") | {
         "targets": sorted({name.rpartition(".")[2] for name in targets}),
         "token_budget": {task.name: plan.budget(task) for task in plan.edition.tasks},
@@ -102,25 +109,53 @@ def description(plan: Plan, targets: Sequence[str]) -> dict[str, Any]:
             ],
         },
         "data": {"tasks": tasks, "calibration": calibration, "leak": plan.leaks()},
-        "evals": _eval_blocks(plan),
+        "evals": _eval_blocks(plan, before),
     }
 
 
-def _eval_blocks(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Describe the evals; for a model other than tiny, also whether the measurement holds up."""
-    described = plan.evaluator.describe()
+def _eval_blocks(plan: Plan, before: Record) -> dict[str, dict[str, Any]]:
+    """Describe the evals, after it is settled which engine scores them.
+
+    For a model other than tiny this also says whether the measurement holds up.
+    """
+    agreements = {"engine_agreement": _settle_engine(plan, before)}
+    if plan.config.model != "tiny":  # its card says so, and tests hold for its programs
+        agreements["batch_agreement"] = _agreement(plan, "batch.v1")
+        agreements["code_check"] = evalchecks.code_checks(plan.evaluator)
+    blocks = plan.evaluator.describe()
     for spec in plan.edition.evals:
-        described[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
-    if plan.config.model == "tiny":  # its card says so, and tests hold for its programs
-        return described
-    for name, check in evalchecks.code_checks(plan.evaluator).items():
-        described[name]["code_check"] = check
-    model, cache = plan.loaded.model, plan.evaluator.cache_dir
+        blocks[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
+    for kind, found in agreements.items():
+        for name, agreement in found.items():
+            blocks[name][kind] = agreement
+    return blocks
+
+
+def _settle_engine(plan: Plan, before: Record) -> dict[str, Any]:
+    """Compare the asked engine with the reference, which takes its place if they disagree."""
+    evaluator = plan.evaluator
+    if evaluator.config.engine == REFERENCE:
+        return {}
+    found = {
+        name: extra["engine_agreement"]
+        for name, block in before.evals.items()
+        if "engine_agreement" in (extra := block.model_extra or {})
+    } or _agreement(plan, "engine.v1")
+    if not _all_passed(found.values()):
+        evaluator.engine = REFERENCE
+    return found
+
+
+def _agreement(plan: Plan, check: str) -> dict[str, Any]:
+    evaluator, cache = plan.evaluator, plan.evaluator.cache_dir
     assert cache is not None  # Plan gives one
-    found = evalchecks.recalled_agreement(
-        model, plan.evaluator, models.weights_digest(model), cache
-    )
-    return {name: block | {"batch_agreement": found[name]} for name, block in described.items()}
+    names = [name for name in evaluator.evals if name not in unjudged(plan)]
+    model, base = plan.loaded.model, plan.loaded.info["weights_digest"]
+    return evalchecks.recalled_agreement(check, model, evaluator, names, base, cache)
+
+
+def _all_passed(agreements: Iterable[Any]) -> bool:
+    return all(each is None or each["passed"] for each in agreements)
 
 
 def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
@@ -166,7 +201,8 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
         "seconds_by_kind": {
             k: sum(p.get(k, 0.0) for p in parts) for k in sorted(set().union(*parts))
         },
-        "evals": {
+        "evals": {name: {"note": judge.NO_JUDGE} for name in unjudged(plan)}
+        | {
             eval_id: {
                 "others": result.others,
                 "counts": result.counts,
@@ -178,8 +214,35 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
     }
 
 
+def engine_of(record: Record) -> str:
+    """Return the name of the engine that scored a run; a run has one."""
+    block = next(iter(record.evals.values()))
+    return str(cast(Mapping[str, Any], (block.model_extra or {})["engine"])["name"])
+
+
+def notes(plan: Plan, record: Record) -> list[str]:
+    """Return what the display says before the first phase: of engines and judges."""
+    said = [judge.NO_JUDGE] if unjudged(plan) else []
+    if "engine_disagrees" in flags(record):
+        said.append(
+            f"engine {plan.config.eval.engine} and the reference disagree on the base model; "
+            f"{REFERENCE} scores the whole run"
+        )
+    return said
+
+
+def unjudged(plan: Plan) -> set[str]:
+    """Return the evals that a judge would rate, where there is none."""
+    if plan.config.eval.judge is not None:
+        return set()
+    return {spec.id for spec in plan.edition.evals if spec.judged}
+
+
 def scheduled(plan: Plan, row: int) -> list[str]:
-    """Return the evals of a row: which tasks' the schedule asks for, and the world's."""
+    """Return the evals of a row: which tasks' the schedule asks for, and the world's.
+
+    What a judge would rate is left out where there is none.
+    """
     tasks, schedule = plan.edition.tasks, plan.config.eval.schedule
     last = len(tasks)
     chosen = {
@@ -191,7 +254,8 @@ def scheduled(plan: Plan, row: int) -> list[str]:
     if row == 0 and schedule in ("band", "lower", "ends"):
         chosen = range(last)
     world = [] if schedule == "ends" and 0 < row < last else [e.id for e in plan.edition.world]
-    return [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+    wanted = [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+    return [name for name in wanted if name not in unjudged(plan)]
 
 
 def diverge(plan: Plan, book: RunDirectory, row: int) -> None:
@@ -227,13 +291,13 @@ def _close(book: RunDirectory, status: str) -> None:
 
 
 def flags(record: Record) -> tuple[str, ...]:
-    """Return the flags of the whole run: those of its cells, leaks, and batches that matter."""
+    """Return the flags of the whole run: of its cells, leaks, batches that matter, engines."""
     found = {flag for row in record.matrix.rows for cell in row.values() for flag in cell.flags}
     leaks = cast(Mapping[str, Any], record.data.get("leak", {}))
     found |= set(cast(Sequence[str], leaks.get("flags", [])))
-    agreements = [getattr(block, "batch_agreement", None) for block in record.evals.values()]
-    if any(each is not None and not each["passed"] for each in agreements):
-        found.add("batch_dependent")
+    for kind, flag in FLAGS.items():
+        if not _all_passed(getattr(block, kind, None) for block in record.evals.values()):
+            found.add(flag)
     checks = [getattr(block, "code_check", None) or {} for block in record.evals.values()]
     if any(each.get("failing_references") or each.get("passing_empties") for each in checks):
         found.add("code_check")

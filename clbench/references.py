@@ -11,13 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from clbench import api, rescoring
+from clbench import api, recording, rescoring
 from clbench.errors import RunFailed
 from clbench.matrix import References
 from clbench.results import Record, read_items, write_items
 
 if TYPE_CHECKING:
-    from clbench.config import RunConfig
+    from clbench.config import EvalConfig, RunConfig
     from clbench.preparation import Plan
     from clbench.progress import Progress
     from clbench.rundir import RunDirectory
@@ -26,18 +26,22 @@ if TYPE_CHECKING:
 RECIPE = "lora"  # the strategy that a reference trains with, under its own settings
 
 
-def configurations(plan: Plan) -> dict[str, RunConfig]:
-    """Return the runs that the asked references need, by name: "single <task>", "joint"."""
+def configurations(plan: Plan, engine: str) -> dict[str, RunConfig]:
+    """Return the runs that the asked references need, by name: "single <task>", "joint".
+
+    `engine` is what scored the run that they are compared with.
+    """
     found: dict[str, RunConfig] = {}
+    scored = plan.config.eval.model_copy(update={"engine": engine})
     if "single" in plan.config.reference:
         for task in plan.edition.tasks:
-            found[f"single {task.name}"] = _configuration(plan.config, tasks=(task.name,))
+            found[f"single {task.name}"] = _configuration(plan.config, scored, tasks=(task.name,))
     if "joint" in plan.config.reference:
-        found["joint"] = _configuration(plan.config, joint=True)
+        found["joint"] = _configuration(plan.config, scored, joint=True)
     return found
 
 
-def _configuration(config: RunConfig, **what: Any) -> RunConfig:
+def _configuration(config: RunConfig, scored: EvalConfig, **what: Any) -> RunConfig:
     known = api.resolve(
         config.stream, RECIPE, model=config.model, data=config.data, preset=config.preset, **what
     )
@@ -47,6 +51,7 @@ def _configuration(config: RunConfig, **what: Any) -> RunConfig:
             "params": known.params,
             "train": config.train.model_copy(update={"lr": known.train.lr}),
             "trials": known.trials,
+            "eval": scored,
             "reference": (),
             "order": None,
             **what,
@@ -64,7 +69,8 @@ def attach(plan: Plan, book: RunDirectory, progress: Progress) -> None:
 
     scores: dict[str, dict[str, float]] = {}
     sources: dict[str, tuple[str, ...]] = {}
-    for name, config in configurations(plan).items():
+    scored_by = recording.engine_of(book.record)
+    for name, config in configurations(plan, scored_by).items():
         progress.note(f"reference {name}")
         record = experiment.carry_out(config, config.directory(), False, progress)
         kind, _, alone = name.partition(" ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +21,7 @@ from clbench.hubcache import (
     patiently,
     sentences,
 )
-from clbench.lock import Entry, Lock, LockedFile
+from clbench.lock import UNSTATED, Entry, Lock, LockedFile
 
 WORKERS = 4  # files that are downloaded at one time
 
@@ -92,9 +92,7 @@ class Repositories:
         else:
             if not is_offline():
                 check_space(repo.name, self.num_missing(repo, names))
-            with ThreadPoolExecutor(WORKERS) as pool, sentences(repo):
-                found = pool.map(functools.partial(self._download, repo, commit), names)
-                paths = dict(zip(names, found, strict=True))
+            paths = self._download(repo, commit, names)
         files = {name: self._checked(repo, name, path) for name, path in paths.items()}
         self.note(Entry(kind=repo.kind, id=repo.id, asked=repo.asked, revision=commit, files=files))
         return paths
@@ -118,15 +116,17 @@ class Repositories:
         self.note(Entry(kind=kind, id=name, files=found))
 
     def license(self, repo: Repository) -> str:
-        """Return the license that a repository states, or "not stated"."""
+        """Return the license that a repository states; offline there is nobody to ask."""
         from huggingface_hub import HfApi
 
+        if is_offline():
+            return UNSTATED
         with sentences(repo):
             info = patiently(
                 lambda: HfApi().repo_info(repo.id, revision=self.commit(repo), repo_type=repo.kind)
             )
         card: Any = info.card_data or {}  # type: ignore[union-attr]
-        return str(card.get("license") or "not stated")
+        return str(card.get("license") or UNSTATED)
 
     def _resolve(self, repo: Repository) -> str:
         """Ask the hub for the commit of a revision, and have its cache remember it."""
@@ -162,20 +162,27 @@ class Repositories:
             self._sizes[repo] = {e.path: e.size for e in entries if isinstance(e, RepoFile)}
         return self._sizes[repo]
 
-    def _download(self, repo: Repository, commit: str, name: str) -> Path:
+    def _download(self, repo: Repository, commit: str, names: Sequence[str]) -> dict[str, Path]:
+        """Fetch several files at one time; where one fails, the others break off too."""
         from huggingface_hub import hf_hub_download
 
-        return Path(
-            patiently(
-                lambda: hf_hub_download(
-                    repo.id,
-                    name,
-                    repo_type=repo.kind,
-                    revision=commit,
-                    tqdm_class=_silent_bar(self.advance),
-                )
-            )
-        )
+        over = threading.Event()
+
+        def arrive(num_bytes: int) -> None:
+            if over.is_set():
+                raise InterruptedError("another file failed")
+            self.advance(num_bytes)
+
+        def download(name: str) -> Path:
+            options: Any = {"repo_type": repo.kind, "revision": commit}
+            options["tqdm_class"] = _silent_bar(arrive)
+            return Path(patiently(lambda: hf_hub_download(repo.id, name, **options)))
+
+        with ThreadPoolExecutor(WORKERS) as pool, sentences(repo):
+            try:
+                return dict(zip(names, pool.map(download, names), strict=True))
+            finally:
+                over.set()
 
     def _locked_file(self, repo: Repository, name: str) -> Path:
         if name not in self.entry(repo).files:

@@ -41,7 +41,9 @@ RECORD_FILE = "record.json"
 Status = Literal["complete", "partial", "diverged", "failed", "refused"]
 # The only parts of the comparison key's blocks that two comparable runs may differ in. The
 # digests of rows, items and weights say what was read; `sources` say where.
-NOT_COMPARED = frozenset({"leak", "batch_agreement", "code_check", "seconds", "sources"})
+NOT_COMPARED = frozenset(
+    {"leak", "batch_agreement", "engine_agreement", "code_check", "seconds", "sources"}
+)
 COMPARED_CONFIG = ("stream", "schedule", "token_budget", "targets", "trials")
 
 

@@ -120,6 +120,8 @@ class _Edition:
         else:
             task = registry.make(registry.TASKS, table.use, Task)
             task = dataclasses.replace(task, name=table.name or task.name)
+        if table.epochs is not None:
+            task = dataclasses.replace(task, epochs=table.epochs)
         return limited(
             task,
             rows=_least(table.train_limit, self.table.train_limit),

@@ -138,6 +138,7 @@ class TaskTable(TextTable):
     use: str | None = None
     about: str = ""
     request: str = ""
+    epochs: float | None = Field(default=None, gt=0)  # for runs whose train.epochs is "task"
     train_limit: Count | None = None
     eval_limit: Count | None = None
     eval: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=list)
@@ -145,7 +146,7 @@ class TaskTable(TextTable):
     @model_validator(mode="after")
     def _used_or_written(self) -> Self:
         if self.use is not None:
-            refuse_beside(self, "use", {"name", "train_limit", "eval_limit"})
+            refuse_beside(self, "use", {"name", "epochs", "train_limit", "eval_limit"})
             return self
         self.check_place()
         self.check_texts()

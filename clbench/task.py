@@ -46,7 +46,8 @@ class Eval:
     The score is pass@1 by running the completion in the sandbox with `execution="cases"`, where
     every document has `entry_point` and `cases` (a list of [arguments, expected]), and with
     `execution="program"`, where the program is the document's `prefix`, the completion and its
-    `suffix`, which asserts.
+    `suffix`, which asserts. With `judged` there is no gold: a judge rates the answer to each
+    document's `question`, see `clbench.judge`.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Eval:
     needs: tuple[Need, ...] = ()
     setup: Callable[[], None] | None = None
     execution: Literal["cases", "program"] | None = None
+    judged: bool = False
     open_answer: bool = False  # record the format-drift fields of docs/measurement
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates

@@ -141,9 +141,12 @@ def writing(folder: Path) -> Iterator[Writer]:
         with closing(writer):
             yield writer
         with _on_disk(unfinished):
-            if not folder.exists():  # another run may have written the same
+            try:
                 os.rename(unfinished, folder)
-                sync_directory(folder.parent)
+            except OSError:
+                if not folder.exists():  # else another run has written the same
+                    raise
+            sync_directory(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -16,14 +16,18 @@ ORDER = (
     "index.md",
     "getting-started.md",
     "streams.md",
+    "real-streams.md",
     "classic-streams.md",
     "data.md",
     "strategies",
     "contract.md",
     "measurement.md",
+    "prompts.md",
+    "engines.md",
     "records.md",
     "export.md",
     "benchmarks.md",
+    "tiny-mirrors.md",
 )
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 

@@ -74,7 +74,8 @@ def test_help_names_every_verb():
 
 
 def test_run_hands_on_what_was_asked(calls: list[tuple[RunConfig, Any]], tmp_path: Path):
-    options = "--seed 3 --order 2,0,1 --eval full --device cpu --threads 2 --dtype float32"
+    options = "--seed 3 --order 2,0,1 --eval full --engine vllm --device cpu --threads 2"
+    options += " --dtype float32"
     more = f"--set rank=4 --set train.steps=7 --reference base --out {tmp_path} --fresh"
     result = invoke(*RUN, *options.split(), *more.split())
     assert result.exit_code == 0, result.output
@@ -83,7 +84,7 @@ def test_run_hands_on_what_was_asked(calls: list[tuple[RunConfig, Any]], tmp_pat
     assert config.params["lora-null"]["rank"] == 4
     assert (config.train.steps, config.train.epochs) == (7, None)
     assert config.order == (2, 0, 1)
-    assert config.eval.size == "full"
+    assert (config.eval.size, config.eval.engine) == ("full", "vllm")
     assert (config.device, config.dtype, config.threads) == ("cpu", "float32", 2)
     assert config.reference == ("base",)
     assert (given["out"], given["fresh"]) == (tmp_path, True)

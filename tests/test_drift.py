@@ -77,6 +77,8 @@ def test_candidates_are_of_one_kind_while_there_are_enough() -> None:
     assert sum(text.isdigit() for text in drawn["n7"]) == 10
     assert drawn["c7"][1:] != drawn["c8"][1:]
     assert drift.draw_candidates(golds, kinds, "t") != drawn
+    some = drift.draw_candidates(golds, kinds, "s", ["n7", "c7"])
+    assert some == {"n7": drawn["n7"], "c7": drawn["c7"]}
 
 
 def test_no_distractor_is_an_accepted_answer() -> None:

@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from toys import toy_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from clbench import evalplan, sandbox
+from clbench import decoding, drift, evalplan, sandbox
 from clbench.errors import UserError
 from clbench.evalchecks import check_batch_invariance, check_code_eval
 from clbench.evalresult import EvalResult
@@ -317,6 +317,25 @@ def test_only_the_asked_number_of_items_is_ranked(knowing: PreTrainedModel) -> N
     assert None not in column(result, "gold_ll")
 
 
+def test_candidates_are_drawn_for_ranked_items_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def draw(golds: Any, kinds: Any, seed: str, asked: Any) -> dict[str, list[str]]:
+        drawn.extend(asked)
+        return {name: [golds[name][0], "else"] for name in asked}
+
+    monkeypatch.setattr(drift, "draw_candidates", draw)
+    plan = evaluator(facts_eval(), rank_items=2).plan("toy_facts")
+    assert drawn == plan.rank_ids == list(plan.candidates)
+    assert len(drawn) == 2
+    spec = facts_eval()
+    docs = [{**doc, "candidates": [doc["golds"][0], "own"]} for doc in spec.config["docs"]()]
+    spec = dataclasses.replace(spec, config={**spec.config, "docs": lambda: docs})
+    given = evaluator(spec, rank_items=2).plan("toy_facts").candidates
+    assert [texts[1] for texts in given.values()] == ["own"] * 2
+    assert len(drawn) == 2
+
+
 # Code
 
 
@@ -425,6 +444,24 @@ def test_batch_size_does_not_matter(knowing: PreTrainedModel) -> None:
     assert all(found.passed for found in agreement.values())
     assert agreement["toy_facts"].same_output == 1.0
     assert agreement["toy_choice"].ll_difference <= 1e-4
+
+
+def test_prompts_of_similar_length_share_a_batch(
+    knowing: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    generate = decoding.generate
+
+    def watch(model: Any, prompts: Any, *args: Any, **settings: Any) -> Any:
+        batches.append([len(prompt) for prompt in prompts])
+        return generate(model, prompts, *args, **settings)
+
+    monkeypatch.setattr(decoding, "generate", watch)
+    prompts = [prompt_of(word) for word in FACTS] + ["a" * n + ":" for n in (1, 20, 3, 18, 2)]
+    written = Harness(knowing, char_tokenizer(), 5).write(prompts, ("\n",), 12)
+    assert batches == [[21, 19, 6, 6, 5], [5, 4, 4, 3, 2]]
+    assert [found.text for found in written[:5]] == [f" {answer}" for answer in FACTS.values()]
+    assert all(found.stop_reason == "eos" and len(found.ids) < 12 for found in written[:5])
 
 
 def test_a_model_that_sees_its_batch_is_caught(knowing: PreTrainedModel) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 import toy_runs
 from safetensors.torch import load_file
 
-from clbench import experiment, preparation, recording
+from clbench import evaluation, experiment, preparation, recording
 from clbench.checkpoint import Checkpoints
 from clbench.comparison import compare
 from clbench.config import EvalConfig, TrainConfig
@@ -20,6 +21,8 @@ from clbench.models import weights_digest
 from clbench.rescoring import rescore
 from clbench.results import Record, read_items
 from clbench.rundir import RunDirectory
+
+IDLE = f"{Path(__file__).parent / 'idle.py'}:Idle"
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,18 @@ def base_digest(run):
     return digests(Record.load(run))[0]
 
 
+def test_weights_that_did_not_change_are_not_scored_again(model, tmp_path):
+    config = toy_runs.toy_config(model, strategy=IDLE, eval=EvalConfig.of({"samples": 2}))
+    record = experiment.run(config, out=tmp_path / "idle")
+    rows = [p for p in record.provenance["phases"] if p["phase"] == "evaluate"]
+    assert rows[0]["tokens_generated"] > 0
+    for later in rows[1:]:
+        assert later["weights_digest"] == rows[0]["weights_digest"]
+        assert all(found["cached"] for found in later["evals"].values())
+        assert later["tokens_generated"] == sum(later["seconds_by_kind"].values()) == 0
+    assert scores(record) == [scores(record)[0]] * 4
+
+
 def test_what_is_kept_is_what_was_scored(finished, model):
     """Reloading the saved artifact reproduces the last row's weights and items."""
     plan = preparation.prepare(toy_runs.toy_config(model))
@@ -265,3 +280,15 @@ def test_full_writes_only_the_targets(model, tmp_path):
     assert moved
     assert all(name.split(".")[-2].endswith("_proj") for name in moved)
     assert all(tensor.dtype == torch.float32 for tensor in moved.values())
+
+
+def test_the_estimate_and_the_run_prepare_each_eval_once(model, monkeypatch):
+    built = []
+    build = evaluation.build_task
+    monkeypatch.setattr(
+        evaluation, "build_task", lambda spec, hub: built.append(spec.id) or build(spec, hub)
+    )
+    plan = preparation.prepare(toy_runs.toy_config(model))
+    assert plan.workload().eval_tokens > 0
+    plan.evaluator.probes()
+    assert sorted(built) == sorted(spec.id for spec in plan.edition.evals)

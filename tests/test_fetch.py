@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import repos_models
 from click.testing import CliRunner
 from hub_fixtures import HubEnv, hub_environment
 from hub_stream import FACTS, SUMS, sums_files
+from huggingface_hub import constants
 from local_hub import TOKEN, Fault
 from repos_models import LLAMA
 
@@ -26,6 +28,7 @@ from clbench.cli import main
 from clbench.errors import UserError
 from clbench.fetching import as_text
 from clbench.lock import Entry, Lock, LockedFile
+from clbench.report.data import data
 from clbench.results import Record
 from clbench.rundir import RunDirectory
 
@@ -72,20 +75,29 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubEnv, P
 
 
 @pytest.fixture
-def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_sockets(no_sockets_after: Callable[[], None]) -> None:
     """Fail whatever connects to anything."""
+    no_sockets_after()
+
+
+@pytest.fixture
+def no_sockets_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function from whose call on whatever connects to anything fails."""
 
     def connect(self: socket.socket, address: Any) -> None:
         raise AssertionError(f"a socket is opened to {address}")
 
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    def block() -> None:
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        monkeypatch.setattr(socket.socket, "connect_ex", connect)
+
+    return block
 
 
 def sources(record: Record) -> dict[str, tuple[str, int]]:
     """Return commit and number of files of everything that a record names."""
-    data, model = record.data, record.model.model_dump(mode="json")
-    blocks: Any = [*data["tasks"].values(), data["calibration"], model]  # type: ignore[union-attr]
+    model, read = record.model.model_dump(mode="json"), record.data
+    blocks: Any = [*read["tasks"].values(), read["calibration"], model]  # type: ignore[union-attr]
     blocks += [block.model_dump(mode="json") for block in record.evals.values()]
     found = [source for block in blocks for source in block["sources"]]
     return {f"{s['id']} {s.get('split', 'model')}": (s["revision"], len(s["files"])) for s in found}
@@ -121,9 +133,8 @@ def test_fetch_says_what_it_holds_and_what_leaks(env: HubEnv, tmp_path: Path) ->
     text = as_text(fetched)
     assert f"dataset  acme/sums                 {env.hub.repos[DATA].sha()[:12]}" in text
     assert "license llama2" in text
-    assert "leak: 1 rows of train sums ask what an eval asks; runs leave them out" in text
-    assert "same data set: calibration and letters" in text
-    assert "flagged `leak`" not in text
+    assert "leak: rows left out of train sums because they ask what an eval asks: 1" in text
+    assert "leak: calibration and letters are of the same distribution" in text
     before = fetched.leaks["before_removal"]["train sums"]["evals"]["sums"]
     assert before["leak_exact.v1"] == 0.25
 
@@ -253,6 +264,18 @@ def test_the_lock_is_no_part_of_what_is_compared(
     assert held.config.model_dump()["run"] == free.config.model_dump()["run"]
 
 
+def test_the_record_shows_every_commit(env: HubEnv, tmp_path: Path) -> None:
+    lines = [re.split(" {2,}", line) for line in data(run(tmp_path)).splitlines()]
+    commits = {key: repo.sha()[:12] for key, repo in env.hub.repos.items()}
+    sums, facts = commits[DATA], commits[f"datasets/{FACTS}"]
+    assert [line[:3] for line in lines[2:6]] == [
+        ["train sums", f"{SUMS} (plain, train)", sums],
+        ["calibration", f"{FACTS} (train)", facts],
+        ["eval sums", f"{SUMS} (plain, test)", sums],
+        ["eval letters", f"{FACTS} (test)", facts],
+    ]
+
+
 def test_without_a_lock_the_newest_is_taken_and_with_it_the_old(
     env: HubEnv, tmp_path: Path
 ) -> None:
@@ -346,6 +369,21 @@ def test_a_lock_that_is_written_is_read_back(tmp_path: Path) -> None:
     assert Lock.load(tmp_path / "clbench.lock") == lock
     assert lock.find("dataset", "a/b", "1" * 40) == lock.find("dataset", "a/b", "main")
     assert lock.find("model", "a/b", "main") is None
+
+
+def test_offline_without_a_lock_the_cache_is_used_as_it_is(
+    env: HubEnv,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_sockets_after: Callable[[], None],
+) -> None:
+    held = fetch(tmp_path)
+    no_sockets_after()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    record = run(tmp_path)
+    assert sources(record)[f"{SUMS} train"] == (env.hub.repos[DATA].sha(), 2)
+    again = fetch(tmp_path, lock=tmp_path / "again.lock")
+    assert [e.files for e in again.lock.entries] == [e.files for e in held.lock.entries]
 
 
 # What breaks off
@@ -458,6 +496,14 @@ def test_the_command_fetches_a_gated_model_with_a_token(
     found = json.loads(done.stdout)
     assert found["digest"] == Lock.load(lock).digest()
     assert {entry["id"] for entry in found["entries"]} == {SUMS, FACTS, LLAMA}
+
+
+def test_a_lock_without_locked_is_refused() -> None:
+    refused = command("run", "--stream", STREAM, "--strategy", "lora", "--data", "full", "--lock=x")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "clbench: --lock is read with --locked only\n",
+    )
 
 
 def test_the_command_shows_its_progress_and_refuses_what_it_does_not_know(

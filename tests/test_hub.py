@@ -295,6 +295,17 @@ def test_a_hub_that_dies_leaves_nothing_half_written(env: HubEnv, no_waiting: li
     assert len(Hub().table(one)) == 8
 
 
+def test_an_interrupt_breaks_off_every_file_at_once(env: HubEnv) -> None:
+    env.hub.faults.append(Fault(f"GET /{KEY}/resolve", pause=0.05, times=9))
+
+    def interrupt(num_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Hub(Repositories(advance=interrupt)).table(FILES)
+    assert blobs(env) == []
+
+
 @pytest.mark.parametrize("times", [1, 2], ids=["shorter-than-announced", "short-throughout"])
 def test_fewer_bytes_than_the_hub_said_are_refused(env: HubEnv, times: int) -> None:
     where = f"GET /{KEY}/resolve" if times == 1 else f"/{KEY}/resolve"

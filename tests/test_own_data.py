@@ -73,6 +73,7 @@ def test_records_become_a_finished_run(done: tuple[Path, Result], folder: Path):
     assert "clbench run --stream capitals.toml --strategy lora-null --seed 1" in done[1].stdout
     record = Record.load(run_directory(folder))
     assert record.status == "complete"
+    assert set(record.flags) == {"few_items", "limited"}
     assert record.config.stream == "capitals"
     assert record.matrix.evals == ("capitals", "tiny_facts")
     assert [row["capitals"].num_items for row in record.matrix.rows] == [3, 3]
@@ -85,8 +86,8 @@ def test_a_record_names_what_was_trained_and_scored(folder: Path):
     shown = CliRunner().invoke(main, ["show", str(run_directory(folder))]).stdout
     after = shown.partition("another strategy")[2]
     for line in (
-        r"train capitals +capitals\.jsonl \(without the last tenth\) +36 +not stated",
-        r"eval capitals +capitals\.jsonl \(the last tenth\) +not stated",
+        r"train capitals +capitals\.jsonl \(without the last tenth\) +sha256 \w{12} +36 +not",
+        r"eval capitals +capitals\.jsonl \(the last tenth\) +sha256 \w{12} +not stated",
         r"calibration +tiny_facts/statements",
         r"train capitals: prompt 'Question: What is the capital of \{country\}\?\\nAnswer:', "
         r"answer ' \{capital\}'",

@@ -10,7 +10,7 @@ import pytest
 from evaltoys import evaluator
 from test_streamfile import json_lines
 
-from clbench import scoring
+from clbench import leak, scoring
 from clbench.dataset import Columns, DataSet, Template
 from clbench.errors import UserError
 from clbench.evaluation import Oracle, run_harness
@@ -136,6 +136,7 @@ def test_what_ends_an_answer_follows_from_the_score_unless_it_is_said(tmp_path: 
 
 
 def test_a_short_question_is_looked_for_with_its_template(tmp_path: Path):
+    assert scoring.SHORTEST == leak.SHORTEST
     probes = evaluator(build(tmp_path, "exact_match")).probes()["mine"]
     questions = [probe.question for probe in probes.values()]
     assert questions == [ROWS[0]["q"], ROWS[1]["q"], "Question: And of Japan?\nAnswer:"]

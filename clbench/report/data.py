@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, cast
 
 from tabulate import tabulate
@@ -13,6 +14,11 @@ from clbench.results import Record
 Block = Mapping[str, Any]
 Named = tuple[str, Block]  # "train math" or "eval gsm8k", and what the record says of it
 
+LEFT_OUT = {
+    "num_empty": "empty",
+    "num_too_long": "longer than train.max_length",
+    "num_in_evals": "asked by an eval",
+}
 PARTS = {"kept": "without the last tenth", "held_out": "the last tenth"}
 
 
@@ -20,17 +26,28 @@ def data(record: Record) -> str:
     """Return everything that a record names of what it was trained and scored on."""
     evals = {f"eval {name}": spec.model_dump(mode="json") for name, spec in record.evals.items()}
     trained = list(_trained(record))
-    rows = [_row(role, block) for role, block in [*trained, *_scored(evals)]]
+    rows = [_row(*named) for named in _read(record, evals)]
     base = record.matrix.rows[0] if record.matrix.rows else {}
     asked = [_asked(*named, base) for named in evals.items()]
     parts = [
         _table(rows, ["", "data set", "revision", "rows", "license"]),
         "\n".join(_templates(trained, evals)),
         _table(asked, ["", "metric", "items", "shots", "up to"]),
-        "\n".join(_limits(record)),
-        "\n".join(_leaks(cast(Block, record.data.get("leak") or {}))),
+        "\n".join([*_limits(record), *_left_out(trained)]),
+        "\n".join(leaks(cast(Block, record.data.get("leak") or {}))),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _read(record: Record, evals: Mapping[str, Block]) -> Iterator[Named]:
+    """Yield everything that was read: the model, and each data set with its revision."""
+    model = record.model
+    yield "model", {"id": model.id, "revision": model.revision}
+    for role, block in _trained(record):
+        yield role, {**block, "revision": _revision(block, block)}
+    for role, block in evals.items():
+        for table in chain(*block.get("data", {}).values()):
+            yield role, {**table, "revision": _revision(block, table)}
 
 
 def _trained(record: Record) -> Iterator[Named]:
@@ -40,24 +57,38 @@ def _trained(record: Record) -> Iterator[Named]:
         yield "calibration", cast(Block, record.data["calibration"])
 
 
-def _scored(evals: Mapping[str, Block]) -> Iterator[Named]:
-    """Yield the data sets of the evals; several of one eval each have a line."""
-    for role, block in evals.items():
-        for tables in block.get("data", {}).values():
-            for table in tables:
-                yield role, table
+def _revision(block: Block, table: Block) -> str | None:
+    """Return the commit that a data set was read at, or the digest of a file of the user's."""
+    keys = ("id", "config", "split")
+    for source in block.get("sources", ()):
+        if all(source[key] == table.get(key) for key in keys):
+            digests = [file["sha256"] for file in source["files"].values()]
+            commit: str | None = source["revision"]
+            return commit or (f"sha256 {digests[0][:12]}" if len(digests) == 1 else None)
+    return None
 
 
 def _row(role: str, block: Block) -> list[str]:
     about = [block.get("config"), block.get("split"), PARTS.get(block.get("part", "all"))]
+    if block.get("draw"):
+        about.append(f"{block['draw']:,} drawn")
     words = ", ".join(word for word in about if word)
     return [
         role,
         f"{block['id']} ({words})" if words else str(block["id"]),
-        (block.get("revision") or "")[:12],
-        f"{block['num_rows']:,}" if "num_rows" in block else "",
+        (block.get("revision") or "")[:19],
+        f"{block['num_examples']:,}" if "num_examples" in block else "",
         block.get("license") or "",
     ]
+
+
+def _left_out(trained: Sequence[Named]) -> Iterator[str]:
+    """Yield which rows of a task were not trained on, and why."""
+    for role, block in trained:
+        counts = {words: block.get(key) for key, words in LEFT_OUT.items()}
+        why = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
+        if why:
+            yield f"{role}: {block['num_rows']:,} rows, of which left out: {why}"
 
 
 def _templates(trained: Sequence[Named], evals: Mapping[str, Block]) -> Iterator[str]:
@@ -106,20 +137,28 @@ def _limits(record: Record) -> Iterator[str]:
         yield f"stream file: {asked['stream']}"
 
 
-def _leaks(leak: Block) -> Iterator[str]:
-    """Yield where items of an eval were found in what the model was trained or calibrated on."""
+def leaks(leak: Block) -> Iterator[str]:
+    """Yield where items of an eval were found in what a model is trained or calibrated on."""
     found = [
-        f"{source} holds {100 * numbers['leak_exact.v1']:.1f} % of {eval_id} word for word, "
-        f"{100 * numbers['leak_ngram.v1']:.1f} % in long parts"
-        for source, by_eval in leak.get("evals", {}).items()
-        for eval_id, numbers in by_eval.items()
-        if numbers["hits"]
+        f"rows left out of {source} because they ask what an eval asks: {before['removed']:,}"
+        for source, before in leak.get("before_removal", {}).items()
     ]
+    found += _hits(leak.get("evals", {}))
     yield from (f"leak: {line}" for line in found)
     for source, eval_id in leak.get("same_source", []):
         yield f"leak: {source} and {eval_id} are of the same distribution"
     if leak and not found:
         yield "leak: no item of an eval was found in what the model was trained or calibrated on"
+
+
+def _hits(evals: Mapping[str, Mapping[str, Block]]) -> Iterator[str]:
+    for source, by_eval in evals.items():
+        for eval_id, numbers in by_eval.items():
+            if numbers["hits"]:
+                yield (
+                    f"{source} holds {100 * numbers['leak_exact.v1']:.1f} % of {eval_id} word for "
+                    f"word, {100 * numbers['leak_ngram.v1']:.1f} % in long parts"
+                )
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

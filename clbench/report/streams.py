@@ -76,7 +76,8 @@ def _task(task: Task) -> dict[str, Any]:
         "id": task.info.get("id", ""),
         **_source(task.train),
         "rows": _limit(task),
-        "license": task.license,
+        "license": task.license
+        or (task.train.data.license if isinstance(task.train, Source) else ""),
         "evals": [_eval(spec) for spec in task.evals],
     }
 

@@ -53,7 +53,8 @@ WHY = {
 def result(record: Record, place: Path | None = None) -> str:
     """Return everything about one run for a terminal; `place` is where its record lies."""
     blocks = [_title(record), matrix(record.matrix), footnotes(record)]
-    blocks += [summary(record.metrics), cost(record.cost), _close(record, place)]
+    blocks += [summary(record.metrics), shared_data(record), cost(record.cost)]
+    blocks.append(_close(record, place))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -94,6 +95,47 @@ def summary(metrics: Mapping[str, Metric]) -> str:
             continue
         rows.append([words, name, *_value(metric)])
     return _table(rows, ["", "id", "points", "95 % (items)"], ("left", "left", "right", "left"))
+
+
+def shared_data(record: Record) -> str:
+    """Return what evals share with the data that was read: questions, or the data set itself.
+
+    Where calibration reads the data set of a world eval, its score is that of the same
+    distribution: the world's means stand with and without it.
+    """
+    leak = cast(Mapping[str, Any], record.data.get("leak", {}))
+    pairs = leak.get("same_source", [])
+    lines = [f"same distribution: {source} reads the data set of {e}" for source, e in pairs]
+    for title, by_source in (
+        ("left out of training", leak.get("before_removal", {})),
+        ("still in", leak.get("evals", {})),
+    ):
+        for source, by_eval in by_source.items():
+            for eval_id, numbers in by_eval.items():
+                if numbers["leak_exact.v1"]:
+                    share = f"{100 * numbers['leak_exact.v1']:.2g} % of {eval_id}'s questions"
+                    lines.append(f"{title}: {share}, found in {source}")
+    world = list(record.matrix.world)
+    shared = {e for _, e in pairs} & set(world)
+    others = [e for e in world if e not in shared]
+    if shared and others:
+        rows = [[f"without {_names(sorted(shared))}", *_world_means(record.matrix, others)]]
+        rows.insert(0, ["all", *_world_means(record.matrix, world)])
+        headers = ["world knowledge", "base", "at the end", "change"]
+        lines += ["", _table(rows, headers, ("left", "right", "right", "right"))]
+    return "\n".join(lines)
+
+
+def _world_means(scores: ScoreMatrix, evals: Sequence[str]) -> list[str]:
+    """Return the mean of some evals in points, of the base, after the last task, and apart."""
+    found = []
+    for row in (0, len(scores.tasks)):
+        values = [scores.score(row, e) for e in evals]
+        known = [value for value in values if value is not None]
+        found.append(sum(known) / len(known) if len(known) == len(values) else None)
+    first, last = found
+    change = NONE if first is None or last is None else f"{100 * (last - first):+.1f}"
+    return [points(first), points(last), change]
 
 
 def cost(spent: Mapping[str, Any]) -> str:
@@ -206,11 +248,12 @@ def _asked(record: Record) -> Mapping[str, Any]:
 
 
 def _model(record: Record) -> str:
-    """Return the options that name the model and its data, where they are not the default."""
+    """Return the options that name the model, its data and its prompts, where not the default."""
     asked = _asked(record)
+    chat = " --chat-template" if asked.get("chat_template") else ""
     if asked.get("model", "tiny") == "tiny":
-        return ""
-    return f" --model {asked['model']} --data {asked['data']}"
+        return chat
+    return f" --model {asked['model']} --data {asked['data']}{chat}"
 
 
 def _notes(record: Record) -> Iterator[str]:

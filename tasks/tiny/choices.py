@@ -37,14 +37,20 @@ def listed_choice(rng: Random, problem: object, question: str, options: Sequence
 KINDS = tuple(kind for _, kind in CLASSES)
 
 
+def num_rules(rng: Random) -> int:
+    """Draw how many rules a passage has: one can be followed, of several few models find theirs."""
+    return rng.choice((1, 1, 1, 1, 1, 1, 1, 2, 2, 3))
+
+
 def logic(rng: Random) -> tuple[object, Row]:
-    """Draw a conclusion from two or three rules and the kind that a thing is of."""
-    classes, qualities = rng.sample(CLASSES, rng.choice((2, 3))), rng.sample(QUALITIES, 4)
+    """Draw a conclusion from a rule and the kind that a thing is of; some have rules too many."""
+    classes, qualities = rng.sample(CLASSES, num_rules(rng)), rng.sample(QUALITIES, 4)
     thing, kind = classes[0]
     rules = [f"Every {kind} here is {q}." for (_, kind), q in zip(classes, qualities, strict=False)]
-    problem = (tuple(sorted(rules)), kind)
+    person = rng.choice(PEOPLE)
+    problem = (tuple(sorted(rules)), kind, person, tuple(sorted(qualities)))
     passage = " ".join([*rng.sample(rules, len(rules)), f"A {thing} is a kind of {kind}."])
-    question = f"Passage: {passage}\nQuestion: The {thing} is what?"
+    question = f"Passage: {passage}\nQuestion: {person} has a {thing} from here. It is what?"
     return problem, listed_choice(rng, problem, question, qualities)
 
 
@@ -67,8 +73,7 @@ def social(rng: Random) -> tuple[object, Row]:
     story = f"{who} {told[0]}."
     story = f"{aside} {story}" if rng.random() < 0.5 else f"{story} {aside}"
     question = f"{story} What did {who} do then?" if after else f"{story} Why did {who} do that?"
-    problem = (who, other, told[0], tuple(options))
-    return problem, choice(problem, "Q: {}\nA:", question, rng.sample(options, 3), options[0])
+    return question, choice(question, "Q: {}\nA:", question, rng.sample(options, 3), options[0])
 
 
 # True statements of science, asked as ScienceQA is
@@ -88,13 +93,13 @@ HAVE = {
 
 
 def science(rng: Random) -> tuple[object, Row]:
-    """Ask what a thing has, which follows from its kind; the hint holds two kinds or three."""
+    """Ask what a thing has, which follows from its kind; a hint may say more than that."""
     kinds = rng.sample(sorted(MEMBERS), 4)
     thing, person = rng.choice(MEMBERS[kinds[0]]), rng.choice(PEOPLE)
-    rules = [f"Every {kind} has {HAVE[kind]}." for kind in kinds[: rng.choice((2, 3))]]
+    rules = [f"Every {kind} has {HAVE[kind]}." for kind in kinds[: num_rules(rng)]]
     hint = " ".join([*rng.sample(rules, len(rules)), f"The {thing} is a kind of {kinds[0]}."])
     options = [HAVE[kind] for kind in kinds]
-    problem = (thing, person, tuple(sorted(rules)))
+    problem = (thing, person, tuple(sorted(rules)), tuple(sorted(options)))
     question = f"Hint: {hint}\nQuestion: {person} sees the {thing}. The {thing} has what?"
     return problem, listed_choice(rng, problem, question, options) | {"cluster": thing}
 

@@ -23,20 +23,12 @@ PROMPTS = {
 }
 
 
-def related(rng: Random, how: str) -> tuple[str, str]:
-    """Return two qualities: `same`, `opposite`, or `other`, which have nothing to do."""
-    if how == "other":
-        one, two = rng.sample(OPPOSITE, 2)
-        return rng.choice(one), rng.choice(two)
-    first, second = rng.sample(rng.choice(ALIKE if how == "same" else OPPOSITE), 2)
-    return first, second
-
-
 def nli(rng: Random) -> tuple[object, Row]:
     """Draw a statement and a claim that follows, fails, or stays open."""
     noun, verdict = rng.choice(NOUNS), rng.choice(VERDICTS)
-    how = {"True": "same", "False": "opposite", "Neither": "other"}[verdict]
-    said, claimed = related(rng, how)
+    one, two = rng.sample(OPPOSITE, 2)
+    said, against = rng.sample(one, 2)
+    claimed = {"True": said, "False": against, "Neither": rng.choice(two)}[verdict]
     text = f"The {noun} of {rng.choice(PEOPLE)} is {said}."
     problem = (text, claimed)
     question = f"{text}\nQuestion: The {noun} is {claimed}."
@@ -49,7 +41,7 @@ def nli(rng: Random) -> tuple[object, Row]:
 def two(rng: Random, kind: str, text: str, prompt: str) -> tuple[object, Row]:
     """Draw two sentences that end in words that mean the same, or the opposite."""
     verdict = rng.choice(NO_YES)
-    words = related(rng, "same" if verdict == "yes" else "opposite")
+    words = rng.sample(rng.choice(ALIKE if verdict == "yes" else OPPOSITE), 2)
     first, second = (text.format(word) for word in words)
     problem = (text, tuple(sorted(words)))
     question = f"{kind} 1: {first}\n{kind} 2: {second}"
@@ -114,10 +106,10 @@ GOODS = (
 
 def reviews(rng: Random) -> tuple[object, Row]:
     """Draw a review of a place to eat: one remark, and a verdict near it, which is what counts."""
+    text = f"We ate at the {rng.choice(PLACES)} with {rng.choice(PEOPLE)}."
     level = rng.randrange(5)
     near = min(max(level + rng.choice((-1, 0, 1)), 0), 4)
     aspect = rng.choice(listed("bread cake fish water table room street way night"))
-    text = f"We ate at the {rng.choice(PLACES)} with {rng.choice(PEOPLE)}."
     text = f"{text} The {aspect} was {rng.choice(VISITS[near])}."
     text = f"{text} In all it was {rng.choice(VISITS[level])}."
     return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
@@ -170,7 +162,9 @@ DESCRIPTIONS = {
     "school": ("school with {q} teachers", "school for {t}", "place to learn about {t}"),
     "artist": ("man who writes about {t}", "singer of {q} songs", "painter of {t}"),
     "athlete": ("runner of the {q} team", "player in the {q} team", "man who won a {q} race"),
-    "politician": ("president with {q} friends", "minister of a {q} state", "king of {q} men"),
+    "politician": (
+        "president with {q} friends", "minister of the {q} state", "king of a {q} state",
+    ),
     "transport": ("{q} ship that carries {t}", "{q} train", "bus with {t}"),
     "building": ("{q} hall with {t}", "museum of {t}", "library with {q} rooms"),
     "nature": ("{q} river", "lake with {q} water", "{q} forest"),

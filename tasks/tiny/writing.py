@@ -69,10 +69,13 @@ PATTERNS = (
 
 
 def translation(rng: Random) -> tuple[object, Row]:
-    """Draw an English sentence and put it, word for word, into German."""
-    a, b, c = rng.sample(QUALITIES, 3)
-    n, m = rng.sample(NOUNS, 2)
-    gold = rng.choice(PATTERNS).format(a=a, b=b, c=c, n=n, m=m)
+    """Draw an English sentence of one clause or two and put it, word for word, into German."""
+    clauses = []
+    for pattern in rng.sample(PATTERNS, rng.choice((1, 2))):
+        a, b, c = rng.sample(QUALITIES, 3)
+        n, m = rng.sample(NOUNS, 2)
+        clauses.append(pattern.format(a=a, b=b, c=c, n=n, m=m))
+    gold = " and ".join(clauses)
     german = " ".join(GERMAN[word] for word in gold.split())
     return gold, {
         "prompt": f"German phrase: {german}\nEnglish phrase:",
