@@ -41,6 +41,7 @@ STREAMS = {
     ),
     "curlora-3": ("mrpc sst2 sentiment140", []),
 }
+LONG = ("secura-16", "long-cl", "secura-qa")  # a step a task and two items an eval
 ORDERS = {  # O-LoRA, arXiv 2310.14152, appendix
     ("standard-cl", "0,1,3,2,4"): "dbpedia amazon ag-news yahoo",
     ("standard-cl", "2,1,3,0,4"): "yahoo amazon ag-news dbpedia",
@@ -114,10 +115,10 @@ def run(name: str, data_dir: Path, out: Path) -> Record:
         isolation="none",
         settings={
             "lora.rank": 2,
-            "train.steps": 1 if name == "secura-16" else 2,
+            "train.steps": 1 if name in LONG else 2,
             "train.batch_size": 2,
             "train.max_length": 1024,
-            "eval.samples": 2 if name == "secura-16" else 4,
+            "eval.samples": 2 if name in LONG else 4,
             "eval.schedule": "ends",
             "eval.rank_items": 1,
         },
