@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from .choices import ALIKE, NO_YES, choice
@@ -94,34 +95,32 @@ def sentiment(rng: Random) -> tuple[object, Row]:
 FEELINGS = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
-VISITS = (
+GRADED = (
     ("awful", "terrible", "horrible"), ("weak", "dull", "tedious"), ("normal", "usual", "middling"),
     ("nice", "good", "charming"), ("superb", "excellent", "brilliant"),
 )  # fmt: skip
-GOODS = (
-    ("horrible", "awful", "terrible"), ("dull", "boring", "clumsy"), ("normal", "usual", "plain"),
-    ("lovely", "nice", "good"), ("great", "wonderful", "delightful"),
-)  # fmt: skip
+
+
+def felt(rng: Random, opening: str, aspects: Sequence[str]) -> tuple[object, Row]:
+    """Draw a review with one remark, and a verdict near it, which is what counts."""
+    level = rng.randrange(5)
+    near = min(max(level + rng.choice((-1, 0, 1)), 0), 4)
+    text = f"{opening} The {rng.choice(aspects)} was {rng.choice(GRADED[near])}."
+    text = f"{text} In all it was {rng.choice(GRADED[level])}."
+    return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
 
 
 def reviews(rng: Random) -> tuple[object, Row]:
-    """Draw a review of a place to eat: one remark, and a verdict near it, which is what counts."""
-    text = f"We ate at the {rng.choice(PLACES)} with {rng.choice(PEOPLE)}."
-    level = rng.randrange(5)
-    near = min(max(level + rng.choice((-1, 0, 1)), 0), 4)
-    aspect = rng.choice(listed("bread cake fish water table room street way night"))
-    text = f"{text} The {aspect} was {rng.choice(VISITS[near])}."
-    text = f"{text} In all it was {rng.choice(VISITS[level])}."
-    return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
+    """Draw a review of a place to eat."""
+    opening = f"We ate at the {rng.choice(PLACES)} with {rng.choice(PEOPLE)}."
+    return felt(rng, opening, listed("bread cake fish water table room street way night"))
 
 
 def products(rng: Random) -> tuple[object, Row]:
-    """Draw a review of something that was bought, in two words of one kind."""
-    level = rng.randrange(5)
-    first, second = rng.sample(GOODS[level], 2)
+    """Draw a review of something that was bought."""
     thing = rng.choice(listed("lamp coat hat boat car cup book clock bag"))
-    text = f"{rng.choice(PEOPLE)} got this {thing}. It is {first} and {second}."
-    return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
+    opening = f"We bought this {thing} with {rng.choice(PEOPLE)}."
+    return felt(rng, opening, listed("color name sound size price box card wood smell"))
 
 
 # Topics, of news and of questions, and classes of things
