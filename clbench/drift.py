@@ -78,9 +78,14 @@ def derangement(aliases: Mapping[str, Sequence[str]], seed: str) -> dict[str, st
 
 
 def draw_candidates(
-    golds: Mapping[str, Sequence[str]], kinds: Mapping[str, str], seed: str
+    golds: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, str],
+    seed: str,
+    names: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """Return for each item id 32 candidate answers: its canonical gold, then 31 of others.
+
+    With `names`, for these items alone; what is drawn for an item does not depend on them.
 
     `golds` holds the accepted answers per id, the canonical one first; `kinds` the type of
     answer. Distractors are of the same kind while that has enough distinct answers, are
@@ -93,7 +98,7 @@ def draw_candidates(
     everything = [answer for kind in sorted(by_kind) for answer in by_kind[kind]]
     return {
         name: _draw(golds[name], by_kind[kinds[name]], everything, f"{seed}|{name}")
-        for name in golds
+        for name in (golds if names is None else names)
     }
 
 
