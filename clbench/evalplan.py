@@ -91,13 +91,12 @@ class EvalPlan:
         asked = [name for name in self.rank_ids if not given[name]]
         if not asked:
             return given
-        golds = {name: accepted(self.task, doc) for name, doc in documents.items()}
         kinds = {name: str(doc.get("kind", "")) for name, doc in documents.items()}
-        return given | drift.draw_candidates(golds, kinds, f"candidates|{self.spec.id}", asked)
+        return given | drift.draw_candidates(self.golds, kinds, f"candidates|{self.spec.id}", asked)
 
     def _blank_item(self, at: int) -> Item:
         doc, prompt = self.docs[at], self.prompts[at]
-        gold: Any = self._golds(doc) or None
+        gold: Any = self.golds[self.ids[at]] or None
         if self.spec.execution:
             gold = doc["cases"] if self.spec.execution == "cases" else doc["suffix"]
         cluster = doc.get("cluster") or digest(" ".join(drift.normalize(prompt)))
@@ -125,7 +124,7 @@ class EvalPlan:
         What is left out of the training rows must not depend on how many items are scored.
         """
         return {
-            name: Probe(self._question(doc), tuple(self._golds(doc)))
+            name: Probe(self._question(doc), tuple(self.golds[name]))
             for name, doc in zip(self.names, self.everything, strict=True)
         }
 
@@ -207,10 +206,15 @@ class EvalPlan:
     @functools.cached_property
     def aliases(self) -> dict[str, list[str]]:
         """Return the accepted answers of each item."""
-        return {name: self._golds(doc) for name, doc in zip(self.ids, self.docs, strict=True)}
+        return {name: self.golds[name] for name in self.ids}
 
-    def _golds(self, doc: Mapping[str, Any]) -> list[str]:
-        return accepted(self.task, doc) if self.has_gold else []
+    @functools.cached_property
+    def golds(self) -> dict[str, list[str]]:
+        """Return the accepted answers of every document, those that are not scored included."""
+        if not self.has_gold:
+            return {name: [] for name in self.names}
+        documents = zip(self.names, self.everything, strict=True)
+        return {name: accepted(self.task, doc) for name, doc in documents}
 
 
 def accepted(task: Any, doc: Mapping[str, Any]) -> list[str]:

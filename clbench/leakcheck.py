@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench import evalcache, leak
-from clbench.dataset import Source
+from clbench.dataset import DataSet, Source
 from clbench.digests import digest
 from clbench.progress import Progress, Silent
 from clbench.rows import Rows

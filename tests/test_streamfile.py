@@ -208,11 +208,12 @@ def test_lm_eval_s_own_tasks_and_registered_evals_score_a_task(folder: Path):
         FILE.replace(
             'score = "exact_match"',
             'lm_eval = "gsm8k"\nmetric = "exact_match,strict-match"\nhub = "openai/gsm8k"\n'
-            'split = "test"\n[[world]]\nuse = "toy-world"\neval_limit = 5',
+            'shots = 0\nsplit = "test"\n[[world]]\nuse = "toy-world"\neval_limit = 5',
         )
     ).tasks
     assert (task.evals[0].config, task.evals[0].metric) == ("gsm8k", "exact_match,strict-match")
     assert list(task.evals[0].data) == ["test"]
+    assert (task.evals[0].shots, task.evals[0].version) == (0, None)
     assert isinstance(task.train, Source)
     assert task.train.data.part == "all"
     (task,) = edition(FILE.replace('score = "exact_match"', 'use = "toy-world"')).tasks
