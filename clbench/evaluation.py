@@ -42,10 +42,11 @@ FEWSHOT_SEED = 1234  # lm-eval's default
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
-def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
+def build_task(spec: Eval, hub: Hub, *, chat: bool = False) -> ConfigurableTask:
     """Return lm-eval's task of an eval: its own by name, or ours from its fields.
 
-    The documents are those that `hub` finds, whatever the task would have downloaded. Raises
+    The documents are those that `hub` finds, whatever the task would have downloaded; with `chat`
+    they ask what a chat template is to wrap. Raises
     UserError for a name that lm-eval does not know, for another version of it than the eval is
     pinned to, and for what the eval needs and this machine does not have.
     """
@@ -59,6 +60,8 @@ def build_task(spec: Eval, hub: Hub) -> ConfigurableTask:
         fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
         fields |= {"task": spec.id, "metadata": {"version": spec.version}}
         fields.setdefault("test_split", "test")
+    if chat and spec.request:
+        fields["doc_to_text"] = spec.request
     docs = fields.pop("docs", None)
     if docs is not None or spec.data:
         fields["custom_dataset"] = lambda **_: (
@@ -182,7 +185,7 @@ class Evaluator:
         if name not in self._plans:
             spec = self.evals[name]
             with quiet():
-                task = build_task(spec, self.hub)
+                task = build_task(spec, self.hub, chat=self.chat is not None)
                 self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]
 

@@ -37,6 +37,8 @@ class Question:
             "golds": [answer.strip() for answer in answers],
             "reference": answers[0],
         }
+        if self.template.request:
+            document["request"] = self.template.request.format_map(values)
         if self.columns.options:
             options = self.columns.choices(record)
             texts = [self._answer(values, option).lstrip() for option in options]
@@ -176,6 +178,7 @@ def build(
         version=1,
         config=fields,
         metric=how.metric,
+        request="request" if template.request else "",
         other_metrics=("acc_norm,none",) if score == "choice" else (),
         chance=chance,
         data={"test": data},

@@ -133,7 +133,7 @@ class _Edition:
             data = self._data(table)
             if any(entry.held_out for entry in evals):
                 data = dataclasses.replace(data, part="kept")
-            source = _source(data, table, table.request)
+            source = _source(data, table)
         whole = [entry.beside(table) for entry in evals]
         with _named(f"tasks.{table.name}.eval"):
             made = tuple(map(self._eval, evals, whole))
@@ -203,15 +203,15 @@ class _Edition:
         return self.path.resolve().parent / Path(data).expanduser()
 
 
-def _source(data: DataSet, table: TextTable, request: str = "") -> Source:
-    template = Template(table.prompt or "", table.answer or "", request)
+def _source(data: DataSet, table: TextTable) -> Source:
+    template = Template(table.prompt or "", table.answer or "", table.request)
     template.check()
     columns = _columns(data, table, template)
     return Source(_using(data, columns), template, columns)
 
 
 def _scored(table: EvalTable, data: DataSet) -> Eval:
-    template = Template(table.prompt or "", table.answer or "")
+    template = Template(table.prompt or "", table.answer or "", table.request)
     template.check()
     columns = _columns(data, table, template)
     chance = table.chance

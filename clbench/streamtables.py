@@ -53,6 +53,7 @@ class TextTable(DataTable):
     name: str | None = None
     prompt: str | None = None
     answer: str | None = None
+    request: str = ""  # what a chat template wraps in place of the prompt
     options: Texts | str = ()  # texts, or the column that holds them
 
     @model_validator(mode="after")
@@ -118,6 +119,8 @@ class EvalTable(TextTable):
             return self
         keys = {"license"} if self.score is None else {*TextTable.model_fields}
         keys -= {"data", "hub", *OF_A_REPOSITORY, "columns"}
+        if self.prompt is not None:  # another question than the task's
+            keys -= {"request"}
         if self.data is None and self.hub is None:
             keys |= {"data", "hub", *OF_A_REPOSITORY}
         found = task.model_dump(include=keys & task.model_fields_set)
@@ -137,7 +140,6 @@ class TaskTable(TextTable):
 
     use: str | None = None
     about: str = ""
-    request: str = ""
     epochs: float | None = Field(default=None, gt=0)  # for runs whose train.epochs is "task"
     train_limit: Count | None = None
     eval_limit: Count | None = None

@@ -58,6 +58,7 @@ class Eval:
     chance: float = 0.0
     data: Mapping[str, DataSet | tuple[DataSet, ...]] = field(default_factory=dict)
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    request: str = ""  # the document's field that a chat template wraps in place of the prompt
     shots: int | None = None
     needs: tuple[Need, ...] = ()
     setup: Callable[[], None] | None = None

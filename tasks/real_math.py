@@ -145,6 +145,7 @@ def _final_answer(
             "metric_list": [mean("math_answer")],
         },
         metric="math_answer,none",
+        request="question",
         shots=0,
         data={"test": data},
         prepare=prepare,

@@ -14,12 +14,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from toys import toy_model
 from transformers import PreTrainedTokenizerFast
 
-from clbench import data, decoding, preparation, recording
+from clbench import data, decoding, preparation, recording, registry
 from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.errors import UserError
 from clbench.evaluation import Evaluator
 from clbench.harness import Harness
+from clbench.hub import Hub
+from clbench.rows import Rows
 from clbench.task import Row
 
 # The shapes of published templates: turns that end with EOS, with another token, with a blank.
@@ -234,3 +236,26 @@ def test_every_eval_runs_with_a_template() -> None:
     assert found["toy_facts"].ceiling == found["toy_choice"].ceiling == 1.0
     assert all(item["lls"] for item in found["toy_choice"].items)
     assert "truncated" not in found["toy_facts"].flags
+
+
+def test_a_request_is_what_the_eval_wraps_too(tmp_path: Path) -> None:
+    """A stream file's task with a prompt for base models and a request for chat models."""
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(f'{{"q": "What is {n} + 1?", "a": {n + 1}}}\n' for n in range(20))
+    )
+    text = (
+        '[[tasks]]\nname = "sums"\ndata = "sums.jsonl"\nprompt = "### {q}\\n###"\nanswer = " {a}"\n'
+    )
+    asked = 'request = "{q}"\n[tasks.eval]\nscore = "exact_match"\n'
+    (tmp_path / "sums.toml").write_text(text + asked)
+    edition = registry.stream(str(tmp_path / "sums.toml")).edition("own")
+    task, tokenizer = edition.tasks[0], chat_tokenizer()
+    row = next(iter(Rows(task, Hub())))
+    chat = Chat(tokenizer)
+    prompts = {
+        wrap: Evaluator({}, tokenizer, task.evals, EvalConfig(), chat=wrap).plan("sums").prompts
+        for wrap in (None, chat)
+    }
+    assert prompts[None][0] == "### What is 18 + 1?\n###"
+    assert prompts[chat][0] == chat.prompt(row).replace("What is 0", "What is 18")
+    assert "###" not in prompts[chat][0]
