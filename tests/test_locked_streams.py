@@ -1,64 +1,105 @@
-"""Every real stream: fetched, locked, and all of it read again with the hub gone."""
+"""Every real stream: run from the hub, fetched and locked, and run again with the hub gone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import repos_classics
 import repos_math_code_if
 import repos_models
 from hub_fixtures import HubEnv, hub_environment
-from test_math_code_if import splitter  # noqa: F401
+from local_hub import Repo
+from test_classic_streams import ABILITIES, STREAMS
+from test_math_code_if import splitter, talkative_no_more  # noqa: F401
 
 from clbench import api, registry
-from clbench.evaluation import Evaluator
 from clbench.hubcache import network_off
 from clbench.lock import Lock
-from clbench.preparation import prepare
+from clbench.matrix import ScoreMatrix
+from clbench.results import Record
 
 REAL = [
     entry.name
     for entry in registry.listing(registry.STREAMS)
     if "full" in registry.stream(entry.name).editions
 ]
+SMALL = {
+    "lora.rank": 2,
+    "train.steps": 1,
+    "train.batch_size": 2,
+    "train.max_length": 1024,
+    "eval.samples": 2,
+    "eval.schedule": "ends",
+    "eval.rank_items": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def env(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[HubEnv]:
-    """Serve every data set and the model; the folder of TRACE lies in `home`."""
+    """Serve every data set and a Llama that soon stops; the folder of TRACE lies in `home`."""
     request.getfixturevalue("splitter")
     root = tmp_path_factory.mktemp("locked")
-    repos = repos_math_code_if.repos() | repos_classics.repos() | repos_models.repos()
+    repos = repos_math_code_if.repos() | repos_classics.repos()
+    repos[f"models/{repos_models.LLAMA}"] = Repo([talkative_no_more(repos_models.llama_files())])
     with hub_environment(repos, root) as env:
         repos_classics.write_trace(root / "trace")
         yield env
 
 
 def test_the_real_streams_are_here() -> None:
-    assert {"math-code-if", "secura-16", "trace", "standard-cl", "long-cl"} <= set(REAL)
+    assert {"math-code-if", *STREAMS} == set(REAL)
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_stream_is_read_from_its_lock_alone(name: str, env: HubEnv, tmp_path: Path) -> None:
+def test_a_stream_runs_from_the_hub_and_from_its_lock_alone(
+    name: str, env: HubEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(out: str, **options: Any) -> Record:
+        monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / f"cache-{out}"))  # nothing is read back
+        place = str(env.home / "trace")
+        return api.run(
+            *(name, "lora"),
+            model=repos_models.LLAMA,
+            out=tmp_path / out,
+            data_dir=place,
+            train_limit=8,
+            device="cpu",
+            dtype="float32",
+            isolation="none",
+            settings=SMALL,
+            **options,
+        )
+
     if not env.hub.up:
         env.hub.start()
+    record = run("open")
+    assert record.status == "complete"
+    for eval_id, cell in record.matrix.rows[-1].items():
+        assert cell.score is not None, (eval_id, cell)
+    if list(record.matrix.world) == ABILITIES:
+        assert record.metrics["trace_delta.v1[general]"].value is not None
+
     lock = tmp_path / "clbench.lock"
     place = str(env.home / "trace")
     api.fetch(name, model=repos_models.LLAMA, lock=lock, data_dir=place)
     env.hub.stop()
-    asked = {"model": repos_models.LLAMA, "locked": True, "lock": str(lock), "data_dir": place}
-    plan = prepare(api.resolve(name, "lora", **asked))
     with network_off():
-        for task in plan.edition.tasks:
-            assert next(iter(plan.rows(task))).answer.strip()
-        for data in plan.edition.data_sets:
-            assert len(plan.hub.table(data)) > 0
-        evaluator = Evaluator({}, None, plan.edition.evals, plan.config.eval, hub=plan.hub)
-        assert all(evaluator.plan(spec.id).prompts for spec in plan.edition.evals)
-        assert plan.loaded.info["id"] == repos_models.LLAMA
-    held = {entry.key for entry in Lock.load(lock).entries}
-    assert held == set(plan.hub.repositories.used)
+        again = run("locked", locked=True, lock=str(lock))
+    assert again.status == "complete"
+    assert scores(again.matrix) == scores(record.matrix)
+    assert again.comparison_key() == record.comparison_key()
+    named = {entry.id for entry in Lock.load(lock).entries}
+    for block in (again.data["tasks"], {name: e.model_dump() for name, e in again.evals.items()}):
+        for each in block.values():
+            assert {source["id"] for source in each["sources"]} <= named
+            assert each["sources"]
+
+
+def scores(matrix: ScoreMatrix) -> list[dict[str, float | None]]:
+    """Return the scores of every row by eval."""
+    return [{name: cell.score for name, cell in row.items()} for row in matrix.rows]
