@@ -86,7 +86,7 @@ def test_generation_starts_where_training_does(name: str, tmp_path: Path) -> Non
     tokenizer = chat_tokenizer(TEMPLATES[name])
     chat = Chat(tokenizer)
     [example] = data.encode([ROW], tokenizer, "toy", 200, tmp_path / "t", chat=chat)
-    harness = Harness(big_toy(), tokenizer, 4, chat)
+    harness = Harness(big_toy(), tokenizer, 4, chat=chat)
     asked = harness.tok_encode(harness.apply_chat_template([{"role": "user", "content": "2 + 2?"}]))
     assert list(example.ids[: len(asked)]) == asked
     assert sum(example.loss_mask) == len(example.ids) - len(asked)

@@ -268,7 +268,8 @@ def test_the_record_shows_every_commit(env: HubEnv, tmp_path: Path) -> None:
     lines = [re.split(" {2,}", line) for line in data(run(tmp_path)).splitlines()]
     commits = {key: repo.sha()[:12] for key, repo in env.hub.repos.items()}
     sums, facts = commits[DATA], commits[f"datasets/{FACTS}"]
-    assert [line[:3] for line in lines[2:6]] == [
+    assert [[*line[:2], line[2][:12]] for line in lines[2:7]] == [
+        ["model", LLAMA, commits[f"models/{LLAMA}"]],
         ["train sums", f"{SUMS} (plain, train)", sums],
         ["calibration", f"{FACTS} (train)", facts],
         ["eval sums", f"{SUMS} (plain, test)", sums],

@@ -228,8 +228,9 @@ def test_every_row_is_accounted_for_and_said(model: Path, tmp_path: Path) -> Non
         "num_too_long": 1,
         "num_in_evals": 1,
     }
-    assert block["source"]["template"]["answer"] == " {a}"
-    assert len(block["source"]["file_digests"]) == 1
+    assert block["template"]["answer"] == " {a}"
+    [source] = block["sources"]
+    assert len(source["files"]) == 1
     assert shown.phases == ["check leaks", "tokenize sums"]
     assert shown.notes == [
         "task sums: 1 of 11 training rows are longer than 100 tokens and are left out",
@@ -253,7 +254,7 @@ def test_an_eval_asks_the_same_whether_its_items_are_scored_or_not(
 
 def test_the_record_tells_what_was_found_and_what_is_left(model: Path, tmp_path: Path) -> None:
     found = plan_of(model, tmp_path).leaks()
-    assert found["before_removal"]["train sums"]["quiz"]["leak_exact.v1"] == 1 / 6
+    assert found["before_removal"]["train sums"]["evals"]["quiz"]["leak_exact.v1"] == 1 / 6
     assert found["evals"]["train sums"]["quiz"]["leak_exact.v1"] == 0.0
     assert found["evals"]["calibration"]["quiz"]["leak_exact.v1"] == 1 / 6  # nothing is trained
     assert found["same_source"] == [["train sums", "world"], ["calibration", "world"]]

@@ -106,8 +106,9 @@ def shared_data(record: Record) -> str:
     leak = cast(Mapping[str, Any], record.data.get("leak", {}))
     pairs = leak.get("same_source", [])
     lines = [f"same distribution: {source} reads the data set of {e}" for source, e in pairs]
+    before = {source: found["evals"] for source, found in leak.get("before_removal", {}).items()}
     for title, by_source in (
-        ("left out of training", leak.get("before_removal", {})),
+        ("left out of training", before),
         ("still in", leak.get("evals", {})),
     ):
         for source, by_eval in by_source.items():
