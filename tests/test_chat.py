@@ -21,6 +21,7 @@ from clbench.errors import UserError
 from clbench.evaluation import Evaluator
 from clbench.harness import Harness
 from clbench.hub import Hub
+from clbench.openanswers import add_drift
 from clbench.rows import Rows
 from clbench.task import Row
 
@@ -218,8 +219,9 @@ def test_continuations_follow_the_template_directly() -> None:
             seen.extend(continuations)
             return super().alternatives(prompt, continuations)
 
-    harness = Watching(model, chat.tokenizer, 4, chat)
-    found = run._alternatives_of(harness, run.plan("toy_facts"))
+    harness, plan = Watching(model, chat.tokenizer, 4, chat=chat), run.plan("toy_facts")
+    add_drift(harness, plan, [{**item, "score": 1.0, "output": "rose"} for item in plan.blank])
+    found = plan.alternatives
     assert "rose" in seen
     assert not any(text.startswith(" ") for text in seen)
     ids = found["red"]
