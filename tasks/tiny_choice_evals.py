@@ -7,6 +7,7 @@ from typing import Any
 
 from clbench.task import Eval
 
+from .scorers import rouge
 from .tiny import writing
 
 Doc = dict[str, Any]
@@ -71,14 +72,6 @@ def translation_eval(name: str, items: Items, about: str) -> Eval:
         other_metrics=("bleu,none",),
         about=about,
     )
-
-
-def rouge(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Score one summary by ROUGE-L, -1 and -2 (F-measure, stemmed)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scores = RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=True)
-    return {key: s.fmeasure for key, s in scores.score(doc["gold"], results[0].strip()).items()}
 
 
 def _greedy(stop: str) -> dict[str, Any]:

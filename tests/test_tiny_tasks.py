@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import toy_runs
-from clbench_tasks import tiny_choice_evals, tiny_tasks
+from clbench_tasks import scorers, tiny_tasks
 from clbench_tasks.tiny import choices, facts, labels, skills, writing
 from clbench_tasks.tiny.splits import Row, SharedText, Splits, draw, words
 from evaltoys import evaluator
@@ -164,11 +164,11 @@ def test_pairs_report_f1_and_the_others_do_not() -> None:
 
 def test_written_answers_are_graded() -> None:
     doc = {"gold": "The bank met the king in the hall."}
-    assert tiny_choice_evals.rouge(doc, [" The bank met the king in the hall."])["rougeL"] == 1.0
-    half = tiny_choice_evals.rouge(doc, ["The bank met"])
+    assert scorers.rouge(doc, [" The bank met the king in the hall."])["rougeL"] == 1.0
+    half = scorers.rouge(doc, ["The bank met"])
     assert half["rougeL"] == pytest.approx(2 * 3 / (3 + 8))
     assert half["rouge2"] == pytest.approx(2 * 2 / (2 + 7))
-    assert tiny_choice_evals.rouge(doc, [""])["rougeL"] == 0.0
+    assert scorers.rouge(doc, [""])["rougeL"] == 0.0
 
 
 def test_translations_are_scored_as_a_whole_in_percent() -> None:
