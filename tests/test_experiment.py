@@ -285,9 +285,12 @@ def test_full_writes_only_the_targets(model, tmp_path):
 def test_the_estimate_and_the_run_prepare_each_eval_once(model, monkeypatch):
     built = []
     build = evaluation.build_task
-    monkeypatch.setattr(
-        evaluation, "build_task", lambda spec, hub: built.append(spec.id) or build(spec, hub)
-    )
+
+    def counted(spec, hub, **how):
+        built.append(spec.id)
+        return build(spec, hub, **how)
+
+    monkeypatch.setattr(evaluation, "build_task", counted)
     plan = preparation.prepare(toy_runs.toy_config(model))
     assert plan.workload().eval_tokens > 0
     plan.evaluator.probes()
