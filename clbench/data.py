@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 ENCODING = 1  # how rows become tokens; part of what they are kept under
 IGNORED = -100  # the label of a position without loss
 ROWS_AT_A_TIME = 1000  # held as text
+
+
+class Encoded(NamedTuple):
+    """A row with the tokens of its prompt and of its answer, without EOS."""
+
+    row: Row
+    prompt: list[int]
+    answer: list[int]
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -71,8 +80,8 @@ def encode(
     stop = eos_id(tokenizer)
     hasher, counts = ListDigest(), Counter[str]()
     with writing(folder) as writer:
-        for chunk in _chunks(rows, ROWS_AT_A_TIME):
-            for row, prompt, answer in _encoded(chunk, tokenizer, chat):
+        for chunk in _encoded(_chunks(rows, ROWS_AT_A_TIME), tokenizer, chat):
+            for row, prompt, answer in chunk:
                 hasher.add(list(row[:3]))
                 if not row.answer.strip():
                     counts["num_empty"] += 1
@@ -93,9 +102,22 @@ def encode(
 
 
 def _encoded(
+    chunks: Iterable[list[Row]], tokenizer: PreTrainedTokenizerBase, chat: Chat | None
+) -> Iterator[list[Encoded]]:
+    """Yield the chunks with their tokens; the next is tokenized while one is being used."""
+    with ThreadPoolExecutor(max_workers=1) as tokenizing:
+        ahead: Future[list[Encoded]] | None = None
+        for chunk in chunks:
+            ready, ahead = ahead, tokenizing.submit(_encode, chunk, tokenizer, chat)
+            if ready is not None:
+                yield ready.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _encode(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: Chat | None
-) -> Iterator[tuple[Row, list[int], list[int]]]:
-    """Yield each row with the tokens of its prompt and of its answer, without EOS."""
+) -> list[Encoded]:
     prompts, answers = [row.prompt for row in rows], [row.answer for row in rows]
     if chat is not None:
         prompts, answers = [chat.prompt(row) for row in rows], [chat.answer(row) for row in rows]
@@ -103,13 +125,15 @@ def _encoded(
     asked = _ids(tokenizer, prompts, special)
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     whole = _ids(tokenizer, texts, special)
+    found = []
     for row, prompt, both, answer in zip(rows, asked, whole, answers, strict=True):
         if both[: len(prompt)] == prompt:
-            yield row, prompt, both[len(prompt) :]
+            found.append(Encoded(row, prompt, both[len(prompt) :]))
         else:
             # A token straddles the boundary. Generation starts after the prompt's own tokens,
             # so the answer has to be learned from there.
-            yield row, prompt, _ids(tokenizer, [answer], False)[0]
+            found.append(Encoded(row, prompt, _ids(tokenizer, [answer], False)[0]))
+    return found
 
 
 def _ids(

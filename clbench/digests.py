@@ -9,6 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
 
 def canonical_json(value: Any) -> str:
     """Return the one spelling of a JSON value: sorted keys, no spaces, shortest floats.
@@ -16,10 +20,11 @@ def canonical_json(value: Any) -> str:
     Raises ValueError, naming the place, for NaN or an infinity, and TypeError for what is
     not JSON.
     """
-    check_finite(value)
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    try:
+        return CANONICAL.encode(value)
+    except ValueError:
+        check_finite(value)
+        raise  # what it is then says so itself
 
 
 def digest(value: Any) -> str:

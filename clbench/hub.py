@@ -15,6 +15,7 @@ from clbench.config import RunConfig
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError, unknown
 from clbench.hubcache import Repository, fingerprint
+from clbench.jsonlines import as_lines
 from clbench.lock import Entry, Lock
 from clbench.repositories import Repositories
 from clbench.task import Row
@@ -78,7 +79,7 @@ class Hub:
         if not any(path.stat().st_size for path in paths):
             raise UserError(f"data set {data.name} is empty")
         try:
-            full = [str(path) for path in paths if _holds_rows(path)]
+            full = [str(_lines(path)) for path in paths if _holds_rows(path)]
             if not full:
                 raise UserError(f"data set {data.name} is empty")
             table: Any = datasets.load_dataset(
@@ -219,6 +220,13 @@ def _holds_rows(path: Path) -> bool:
         return int(pyarrow.parquet.read_metadata(path).num_rows) > 0
     with path.open("rb") as file:
         return file.read(64).strip() not in (b"", b"[]")
+
+
+def _lines(path: Path) -> Path:
+    """Return what the library reads in place of a file: a list of records as lines."""
+    if path.suffix != ".json":
+        return path
+    return as_lines(path, Path(datasets.config.HF_DATASETS_CACHE) / "json-lines")
 
 
 def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) -> list[str]:
