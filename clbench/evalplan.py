@@ -192,6 +192,11 @@ class EvalPlan:
         return None if settings is None else new_tokens_of(settings)
 
     @property
+    def most_new_tokens(self) -> int:
+        """Return the longest text that is asked for; open answers have a second, longer reading."""
+        return max(self.new_tokens or 0, self.spec.long_tokens if self.spec.open_answer else 0)
+
+    @property
     def version(self) -> Any:
         """Return the version of the definition."""
         pinned = self.spec.version

@@ -180,6 +180,16 @@ class Evaluator:
         """Return what a leak check looks for: each item's question and its right answers."""
         return {name: self.plan(name).probes() for name in self.evals}
 
+    def check_room(self) -> None:
+        """Raise UserError for an eval whose new tokens leave the model no room for a prompt."""
+        longest = self.model_info["max_positions"]
+        for name in self.evals if longest else ():
+            if self.plan(name).most_new_tokens >= longest:
+                raise UserError(
+                    f"eval {name} writes up to {self.plan(name).most_new_tokens} new tokens, and "
+                    f"the model reads no more than {longest}, its prompt included"
+                )
+
     def plan(self, name: str) -> EvalPlan:
         """Return what an eval asks, its documents loaded."""
         if name not in self._plans:

@@ -242,7 +242,8 @@ class Plan:
         return self.leak_check.report()
 
     def read(self, progress: Progress) -> None:
-        """Check and tokenize the training rows, and say how many of them are left out."""
+        """Check the evals, tokenize the training rows, and say how many of them are left out."""
+        self.evaluator.check_room()
         self.leak_check.scans(progress)
         for task in self.edition.tasks:
             facts = self.examples(task, progress).facts

@@ -205,6 +205,16 @@ def test_what_cannot_begin_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_eval_that_cannot_fit_the_model_is_refused_before_the_run(tmp_path):
+    small = toy_runs.save_toy_model(tmp_path / "small")
+    file = small / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 48}))
+    said = "eval tiny_math writes up to 48 new tokens, and the model reads no more than 48, its"
+    with pytest.raises(UserError, match=said):
+        experiment.run(toy_runs.toy_config(small), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_do_not_write_one_run(finished, model):
     with RunDirectory(finished, Record.load(finished)) as book:
         assert book.record.status == "complete"
