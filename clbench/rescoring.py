@@ -11,10 +11,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 import clbench
-from clbench import corpus
 from clbench.digests import items_digest
 from clbench.errors import UserError
-from clbench.items import Items, mean_score
+from clbench.items import Items, score_items
 from clbench.matrix import Metric
 from clbench.results import Record, has_items, items_path, read_items, read_json, write_atomic
 from clbench.summary import REFERENCE_ROWS, Row, summarize
@@ -81,19 +80,9 @@ def check_cells(
             answers, path = items[k, eval_id], items_path(run_dir, k, eval_id)
             if cell.items_digest not in (None, items_digest(answers)):
                 raise UserError(f"{path} holds other questions than the record scored")
-            metric = record.evals[eval_id].metric if eval_id in record.evals else ""
-            score = score_items(answers, metric)
+            score = score_items(answers, record.metric_key(eval_id))
             if abs(score - cell.score) > TOLERANCE:
                 raise UserError(f"{path} gives the score {score}, but the record says {cell.score}")
-
-
-def score_items(items: Items, metric: str) -> float:
-    """Return the score of items by a pinned metric: recomputed for F1, BLEU and chrF."""
-    name = metric.partition(",")[0]
-    if name not in corpus.METRICS:
-        return mean_score(items)
-    sums = corpus.statistics_of(name, items).sum(axis=0)
-    return float(corpus.score_of(name, sums[:, None])[0])
 
 
 def rescore(run_dir: str | Path) -> Rescored:

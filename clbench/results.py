@@ -133,6 +133,10 @@ class Record(BaseModel):
             {name: getattr(self, name) for name in self.model_fields_set} | changes
         )
 
+    def metric_key(self, eval_id: str) -> str:
+        """Return the pinned "metric,filter" of an eval, empty where the record names none."""
+        return self.evals[eval_id].metric if eval_id in self.evals else ""
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON with its digest; raises ValueError for NaN or infinity."""
         value = self.model_dump(mode="json")
