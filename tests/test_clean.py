@@ -15,11 +15,13 @@ from test_results import item, make_run
 from test_streamfile import json_lines
 
 import clbench
+from clbench.comparison import compare
 from clbench.digests import digest, items_digest
 from clbench.errors import UserError
 from clbench.leak import leaked
 from clbench.matrix import Cell, References
 from clbench.metrics import compute
+from clbench.report import text
 from clbench.rescoring import rescore, summarize_run
 from clbench.results import Record, read_items, schema_text, write_atomic, write_items
 
@@ -262,6 +264,54 @@ def test_records_without_the_block_are_read_as_they_were(tmp_path):
     assert again.clean == record.clean  # from the record and its items alone
     assert again.changed == ()
     assert "clean" not in json.loads(schema_text())["required"]
+
+
+# Comparing
+
+
+def test_two_runs_are_compared_on_what_is_clean_in_both(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    leaking(a, {"train math": {"e_math": found([3, 7])}}, seed=1)
+    leaking(b, {"train math": {"e_math": found([7, 11, 40], ngram=0.009)}}, seed=2)
+    hits = {3, 7, 11, 40}
+    forth, back = compare(a, b, resamples=500), compare(b, a, resamples=500)
+    cells = {line.name: line for line in forth.cells}
+    line = cells["R[2,e_math]"]
+    assert (line.a, line.b) == tuple(mean_without(run, 2, "e_math", hits) for run in (a, b))
+    assert line.num_items == 56
+    assert cells["R[2,e_code]"].num_items == 60
+    assert line.difference == line.b - line.a
+    metric = next(m for m in forth.metrics if m.name == "final_avg.v1")
+    expected = [
+        (mean_without(run, 2, "e_math", hits) + mean_without(run, 2, "e_code", ())) / 2
+        for run in (a, b)
+    ]
+    assert [metric.a, metric.b] == pytest.approx(expected, abs=1e-15)
+    (note,) = forth.notes
+    assert (
+        note
+        == "leak: 4 items of e_math that training data of either run holds are left out of both"
+    )
+    assert note in text.comparison(forth, "a", "b")
+    for one, other in zip(forth.cells, back.cells, strict=True):
+        assert (one.a, one.b) == (other.b, other.a)
+    assert back.notes == forth.notes
+
+
+def test_runs_without_leaks_are_compared_on_all_items(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, seed in ((a, 1), (b, 2)):
+        leaking(folder, {"train math": {"e_math": found([3], ngram=0.005)}}, seed=seed)
+    comparison = compare(a, b, resamples=500)
+    assert comparison.notes == ()
+    assert {line.num_items for line in comparison.cells} == {60}
+
+
+def test_nothing_is_compared_where_no_item_is_clean(tmp_path):
+    leaking(tmp_path, {"train math": {"e_math": found(range(NUM_ITEMS))}})
+    lines = {line.name: line for line in compare(tmp_path, tmp_path, resamples=500).cells}
+    assert (lines["R[2,e_math]"].a, lines["R[2,e_math]"].difference) == (None, None)
+    assert lines["R[2,e_code]"].difference == 0.0
 
 
 # A whole run
