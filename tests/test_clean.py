@@ -185,13 +185,14 @@ def test_a_corpus_metric_is_computed_anew_from_the_items_that_are_left(tmp_path)
     assert low < record.clean.metrics["final_avg.v1"].value < high
 
 
-def test_without_a_clean_item_there_is_no_score_and_a_reason(tmp_path):
+def test_without_a_clean_item_there_is_no_score_and_the_reason_is_shown(tmp_path):
     record = leaking(tmp_path, {"train math": {"e_math": found(range(NUM_ITEMS))}})
     cell = record.clean.matrix.rows[1]["e_math"]
     assert (cell.score, cell.reason, cell.num_items) == (None, "leaked", 0)
     metric = record.clean.metrics["final_avg.v1"]
     assert (metric.value, metric.reason, metric.missing) == (None, "missing", ("R[2,e_math]",))
     assert record.clean.metrics["world_delta.v1"].value is not None
+    assert "– e_math: no clean item" in text.footnotes(record)
 
 
 def test_references_are_scored_on_clean_items_too(tmp_path):
@@ -264,6 +265,24 @@ def test_records_without_the_block_are_read_as_they_were(tmp_path):
     assert again.clean == record.clean  # from the record and its items alone
     assert again.changed == ()
     assert "clean" not in json.loads(schema_text())["required"]
+
+
+def test_a_run_shows_the_clean_score_beside_the_other(tmp_path):
+    record = leaking(tmp_path, {"train math": {"e_math": found([3, 7, 11, 40])}})
+    shown = text.result(record)
+    header, *_ = (line for line in shown.splitlines() if "clean items" in line)
+    assert header.split() == ["clean", "items"]
+    line = next(line for line in shown.splitlines() if line.startswith("after code"))
+    both = [
+        f"{100 * matrix.score(2, 'e_math'):.1f}" for matrix in (record.matrix, record.clean.matrix)
+    ]
+    assert line.split()[2:4] == both
+    ranked = shown.partition("ranked: without the items that training data holds (4 of e_math)")[2]
+    assert f"{100 * record.clean.metrics['final_avg.v1'].value:.1f}" in ranked
+    assert "world_delta.v1" not in ranked  # as above
+    whole = text.result(make_run(tmp_path / "whole", seed=0))
+    assert "clean" not in whole
+    assert "ranked" not in whole
 
 
 # Comparing
