@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from clbench.bootstrap import RESAMPLES, Interval, p_value, percentile_interval
+from clbench.clean import leaked_items, select
 from clbench.errors import UserError
 from clbench.items import paired
 from clbench.matrix import Metric
@@ -16,7 +18,7 @@ from clbench.metrics import compute, formulas
 from clbench.rescoring import check_cells, groups_of, load_items
 from clbench.results import Record, differences, items_digest
 from clbench.statistics import mcnemar, sign_flip
-from clbench.summary import Column, EvalItems, Row, pair_items, sampled_view
+from clbench.summary import Column, EvalItems, ItemTable, Row, pair_items, sampled_view
 from clbench.view import Array, Formula, View
 
 MOST_NAMED = 8
@@ -26,6 +28,7 @@ ONE_SEED = (
     "an order effect, a best learning rate, the reproduction of a paper, or that a difference "
     "is due to the method rather than to the run."
 )
+LEAKED = "leak: {} items of {} that training data of either run holds are left out of both"
 ORDERS = "the orders differ, so rows between the first and the last are left out"
 
 
@@ -58,10 +61,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: its record, and its items by eval where its rows pair."""
+    """One of the two runs: its record and its items."""
 
     record: Record
-    tables: Mapping[str, EvalItems]
+    items: ItemTable
 
     @classmethod
     def load(cls, run_dir: str | Path) -> Side:
@@ -69,10 +72,15 @@ class Side:
         record = Record.load(run_dir)
         items = load_items(record, run_dir)
         check_cells(record, items, run_dir)
-        keys = {name: block.metric for name, block in record.evals.items()}
-        chance = {name: block.chance for name, block in record.evals.items()}
-        tables, _ = pair_items(record.matrix, items, keys, chance)
-        return cls(record, tables)
+        return cls(record, items)
+
+    @cached_property
+    def tables(self) -> dict[str, EvalItems]:
+        """Return the items by eval, where its rows pair."""
+        keys = {name: block.metric for name, block in self.record.evals.items()}
+        chance = {name: block.chance for name, block in self.record.evals.items()}
+        tables, _ = pair_items(self.record.matrix, self.items, keys, chance)
+        return tables
 
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics of the matrix, without intervals."""
@@ -93,7 +101,8 @@ class Draw:
 def compare(run_a: str | Path, run_b: str | Path, resamples: int = RESAMPLES) -> Comparison:
     """Return the paired differences `b - a` of two runs of one comparison key.
 
-    Raises UserError naming what differs if the runs are not comparable.
+    Evals that leak in either run are compared on the items that are clean in both. Raises
+    UserError naming what differs if the runs are not comparable.
     """
     a, b = Side.load(run_a), Side.load(run_b)
     fields = differences(a.record.compared(), b.record.compared())
@@ -101,6 +110,10 @@ def compare(run_a: str | Path, run_b: str | Path, resamples: int = RESAMPLES) ->
         more = f" and {len(fields) - MOST_NAMED} more" if len(fields) > MOST_NAMED else ""
         named = ", ".join(fields[:MOST_NAMED]) + more
         raise UserError(f"{run_a} and {run_b} cannot be compared: they differ in {named}")
+    leaked = leaked_items(a.record, b.record)
+    selected = [select(side.record, side.items, leaked) for side in (a, b)]
+    a, b = (Side(found.record, found.items) for found in selected)
+    notes = [LEAKED.format(count, name) for name, count in selected[0].left_out.items()]
     same_order = a.record.matrix.tasks == b.record.matrix.tasks
     last = len(a.record.matrix.tasks)
     rows = [k for k in range(last + 1) if same_order or k in (0, last)]
@@ -109,7 +122,8 @@ def compare(run_a: str | Path, run_b: str | Path, resamples: int = RESAMPLES) ->
         compare_cell(a, b, k, e, draws.get(e)) for k in rows for e in a.record.matrix.evals
     )
     metrics = compare_metrics(a, b, draws, resamples)
-    return Comparison(a.record.comparison_key(), cells, metrics, () if same_order else (ORDERS,))
+    notes += [] if same_order else [ORDERS]
+    return Comparison(a.record.comparison_key(), cells, metrics, tuple(notes))
 
 
 def draw_pairs(a: Side, b: Side, resamples: int) -> dict[str, Draw]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from clbench import corpus
 from clbench.matrix import Metric
 from clbench.view import Array
 
@@ -184,6 +185,15 @@ def drift_metrics(before: Items, after: Items) -> dict[str, Metric]:
 def mean_score(items: Items) -> float:
     """Return the score of a cell: the correctly rounded mean of its items' scores."""
     return math.fsum(item["score"] for item in items) / len(items)
+
+
+def score_items(items: Items, metric: str) -> float:
+    """Return the score of items by a pinned metric: recomputed for F1, BLEU and chrF."""
+    name = metric.partition(",")[0]
+    if name not in corpus.METRICS:
+        return mean_score(items)
+    sums = corpus.statistics_of(name, items).sum(axis=0)
+    return float(corpus.score_of(name, sums[:, None])[0])
 
 
 def pass_at(k: int, num_samples: int, num_passing: int) -> float:

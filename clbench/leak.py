@@ -78,12 +78,6 @@ def combine(
     Where documents were removed, `before_removal` says how many, with the numbers of all of them.
     """
     evals = {name: found["evals"] for name, found in scans.items()}
-    leaked = any(
-        numbers["leak_exact.v1"] > MOST_EXACT or numbers["leak_ngram.v1"] > MOST_NGRAM
-        for name, by_eval in evals.items()
-        if name.split()[0] in TRAINED_ON
-        for numbers in by_eval.values()
-    )
     before = {
         name: {"removed": len(found["removed"]), "evals": found["all"]}
         for name, found in scans.items()
@@ -93,7 +87,31 @@ def combine(
         "evals": evals,
         **({"before_removal": before} if before else {}),
         "same_source": [list(pair) for pair in pairs],
-        "flags": ["leak"] * leaked + ["same_source"] * bool(pairs),
+        "flags": ["leak"] * bool(leaked([evals])) + ["same_source"] * bool(pairs),
+    }
+
+
+def leaked(reports: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, frozenset[str]]:
+    """Return, of the evals that leak, the items that any source of training or replay holds.
+
+    A report is the block `evals` of a run's leaks. An eval leaks if one such source has more of
+    its items than the thresholds allow.
+    """
+    trained = [
+        (eval_id, numbers)
+        for evals in reports
+        for name, by_eval in evals.items()
+        if name.split()[0] in TRAINED_ON
+        for eval_id, numbers in by_eval.items()
+    ]
+    over = {
+        eval_id
+        for eval_id, numbers in trained
+        if numbers["leak_exact.v1"] > MOST_EXACT or numbers["leak_ngram.v1"] > MOST_NGRAM
+    }
+    return {
+        eval_id: frozenset(hit for e, numbers in trained if e == eval_id for hit in numbers["hits"])
+        for eval_id in sorted(over)
     }
 
 

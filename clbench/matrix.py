@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Reason = Literal["not_scheduled", "failed", "refused", "diverged"]
+Reason = Literal["not_scheduled", "failed", "refused", "diverged", "leaked"]
 Schedule = Literal["full", "band", "lower", "ends"]
 
 

@@ -282,7 +282,7 @@ def complete(book: RunDirectory) -> None:
 def _close(book: RunDirectory, status: str) -> None:
     record = book.record
     book.save(
-        metrics=rescoring.summarize_run(record, book.path),
+        **rescoring.summarize_run(record, book.path)._asdict(),
         cost=cost(book.phases),
         flags=flags(record),
         identity=record.identity.model_dump() | {"finished": provenance.now()},

@@ -84,7 +84,8 @@ def attach(plan: Plan, book: RunDirectory, progress: Progress) -> None:
                     items = read_items(config.directory(), last, eval_id)
                     write_items(book.path, kind, eval_id, items)
     found = book.record.replace(references=References(**scores, sources=sources))
-    book.save(references=found.references, metrics=rescoring.summarize_run(found, book.path))
+    summary = rescoring.summarize_run(found, book.path)
+    book.save(references=found.references, **summary._asdict())
 
 
 def _score(record: Record, evals: Sequence[str]) -> float:

@@ -11,32 +11,59 @@ import numpy as np
 from pydantic import TypeAdapter
 
 import clbench
-from clbench import corpus
+from clbench.clean import leaked_items, select
 from clbench.digests import items_digest
 from clbench.errors import UserError
-from clbench.items import Items, mean_score
+from clbench.items import score_items
 from clbench.matrix import Metric
-from clbench.results import Record, has_items, items_path, read_items, read_json, write_atomic
-from clbench.summary import REFERENCE_ROWS, Row, summarize
+from clbench.results import (
+    Clean,
+    Record,
+    has_items,
+    items_path,
+    read_items,
+    read_json,
+    write_atomic,
+)
+from clbench.summary import REFERENCE_ROWS, ItemTable, Row, summarize
 
 TOLERANCE = 1e-9  # of a score against its items: another order of summation, no more
 
 
-class Rescored(NamedTuple):
-    """A new metrics block, where it was written, and the ids whose values are not the stored."""
+class Summary(NamedTuple):
+    """The metrics of a run, and what it scores without the items that leak, where any does."""
 
     metrics: dict[str, Metric]
+    clean: Clean | None
+
+
+class Rescored(NamedTuple):
+    """New metrics, where they were written, and the ids whose values are not the stored."""
+
+    metrics: dict[str, Metric]
+    clean: Clean | None
     path: Path
     changed: tuple[str, ...]
 
 
-def summarize_run(record: Record, run_dir: str | Path) -> dict[str, Metric]:
-    """Return the metrics block of a run from its record and the items beside it.
+def summarize_run(record: Record, run_dir: str | Path) -> Summary:
+    """Return the metrics of a run from its record and the items beside it.
 
     Raises UserError if the items of a cell are not those that its score was computed from.
     """
     items = load_items(record, run_dir)
     check_cells(record, items, run_dir)
+    clean = None
+    if leaked := leaked_items(record):
+        found = select(record, items, leaked)
+        metrics = _metrics(found.record, found.items)
+        clean = Clean.model_validate(
+            {"left_out": found.left_out, "matrix": found.record.matrix, "metrics": metrics}
+        )
+    return Summary(_metrics(record, items), clean)
+
+
+def _metrics(record: Record, items: ItemTable) -> dict[str, Metric]:
     trace = record.trace
     assert trace is None or isinstance(trace, Mapping)
     return summarize(
@@ -59,7 +86,7 @@ def groups_of(record: Record) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def load_items(record: Record, run_dir: str | Path) -> dict[tuple[Row, str], Items]:
+def load_items(record: Record, run_dir: str | Path) -> ItemTable:
     """Return the items of every cell of a run, and of its reference rows, that are on disk."""
     rows: list[Row] = [*range(len(record.matrix.rows)), *REFERENCE_ROWS]
     return {
@@ -70,9 +97,7 @@ def load_items(record: Record, run_dir: str | Path) -> dict[tuple[Row, str], Ite
     }
 
 
-def check_cells(
-    record: Record, items: Mapping[tuple[Row, str], Items], run_dir: str | Path
-) -> None:
+def check_cells(record: Record, items: ItemTable, run_dir: str | Path) -> None:
     """Raise UserError where the items of a cell give another score or other questions."""
     for k, row in enumerate(record.matrix.rows):
         for eval_id, cell in row.items():
@@ -81,19 +106,9 @@ def check_cells(
             answers, path = items[k, eval_id], items_path(run_dir, k, eval_id)
             if cell.items_digest not in (None, items_digest(answers)):
                 raise UserError(f"{path} holds other questions than the record scored")
-            metric = record.evals[eval_id].metric if eval_id in record.evals else ""
-            score = score_items(answers, metric)
+            score = score_items(answers, record.metric_key(eval_id))
             if abs(score - cell.score) > TOLERANCE:
                 raise UserError(f"{path} gives the score {score}, but the record says {cell.score}")
-
-
-def score_items(items: Items, metric: str) -> float:
-    """Return the score of items by a pinned metric: recomputed for F1, BLEU and chrF."""
-    name = metric.partition(",")[0]
-    if name not in corpus.METRICS:
-        return mean_score(items)
-    sums = corpus.statistics_of(name, items).sum(axis=0)
-    return float(corpus.score_of(name, sums[:, None])[0])
 
 
 def rescore(run_dir: str | Path) -> Rescored:
@@ -102,12 +117,13 @@ def rescore(run_dir: str | Path) -> Rescored:
     The new block lies in `rescored/<n>.json`; nothing is written if the last one is the same.
     """
     record = Record.load(run_dir)
-    metrics = summarize_run(record, run_dir)
+    metrics, clean = summarize_run(record, run_dir)
     block = {
         "record_digest": record.record_digest(),
         "suite_version": clbench.__version__,
         "numpy": np.__version__,
         "metrics": TypeAdapter(dict[str, Metric]).dump_python(metrics, mode="json"),
+        **({} if clean is None else {"clean": clean.model_dump(mode="json")}),
     }
     folder = Path(run_dir) / "rescored"
     number = len(list(folder.glob("*.json")))
@@ -115,7 +131,11 @@ def rescore(run_dir: str | Path) -> Rescored:
     if number == 0 or read_json(path) != json.loads(json.dumps(block)):
         path = folder / f"{number + 1}.json"
         write_atomic(path, json.dumps(block, indent=1, allow_nan=False) + "\n")
-    return Rescored(metrics, path, changed_ids(record.metrics, metrics))
+    changed = changed_ids(record.metrics, metrics)
+    if clean is not None and record.clean is not None:
+        of_clean = changed_ids(record.clean.metrics, clean.metrics)
+        changed += tuple(f"clean {name}" for name in of_clean)
+    return Rescored(metrics, clean, path, changed)
 
 
 def changed_ids(old: Mapping[str, Metric], new: Mapping[str, Metric]) -> tuple[str, ...]:

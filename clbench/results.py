@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from clbench.digests import canonical_json, check_finite, digest, items_digest
 from clbench.errors import UserError
@@ -104,6 +104,17 @@ class EvalBlock(Block):
     group: str | None = None  # the kind of ability of a world eval, for the deltas by group
 
 
+class Clean(Block):
+    """The run on the items that nothing it was trained on holds, where an eval leaks.
+
+    The matrix and its metrics are what is ranked of such a run; `left_out` counts the other items.
+    """
+
+    left_out: dict[str, int]
+    matrix: ScoreMatrix
+    metrics: dict[str, Metric]
+
+
 class Record(BaseModel):
     """Everything known about one run, enough to re-score and re-rank it without the model."""
 
@@ -122,6 +133,7 @@ class Record(BaseModel):
     references: References = References()
     trace: JsonValue = None
     metrics: dict[str, Metric] = {}
+    clean: Clean | None = Field(default=None, exclude_if=lambda value: value is None)
     cost: dict[str, JsonValue] = {}
     provenance: dict[str, JsonValue] = {}
     status: Status = "partial"  # until it is complete
@@ -132,6 +144,10 @@ class Record(BaseModel):
         return type(self).model_validate(
             {name: getattr(self, name) for name in self.model_fields_set} | changes
         )
+
+    def metric_key(self, eval_id: str) -> str:
+        """Return the pinned "metric,filter" of an eval, empty where the record names none."""
+        return self.evals[eval_id].metric if eval_id in self.evals else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON with its digest; raises ValueError for NaN or infinity."""
@@ -219,7 +235,7 @@ def schema_text() -> str:
         "type": "string",
         "description": "BLAKE2b-256 of the canonical JSON of everything else.",
     }
-    schema["required"] = sorted({*schema["properties"]})
+    schema["required"] = sorted({*schema["properties"]} - {"clean"})  # only where an eval leaks
     schema["$id"] = f"clbench/record/{SCHEMA_VERSION}"
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 

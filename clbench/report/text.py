@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from clbench.matrix import Metric, ScoreMatrix
 from clbench.progress import duration
-from clbench.results import Record
+from clbench.results import Clean, Record
 
 if TYPE_CHECKING:
     from clbench.comparison import Comparison, Difference
@@ -40,6 +40,7 @@ WHY = {
     "failed": "the evaluation failed",
     "refused": "no isolation to run generated code in",
     "diverged": "the weights are not finite",
+    "leaked": "no clean item, training data holds all of them",
     "needs_two_tasks": "needs two tasks",
     "no_world": "the stream has no world evals",
     "no_reference": "no reference run",
@@ -52,29 +53,39 @@ WHY = {
 
 def result(record: Record, place: Path | None = None) -> str:
     """Return everything about one run for a terminal; `place` is where its record lies."""
-    blocks = [_title(record), matrix(record.matrix), footnotes(record)]
-    blocks += [summary(record.metrics), shared_data(record), cost(record.cost)]
+    blocks = [_title(record), matrix(record.matrix, record.clean), footnotes(record)]
+    blocks += [summary(record.metrics), clean_items(record)]
+    blocks += [shared_data(record), cost(record.cost)]
     blocks.append(_close(record, place))
     return "\n\n".join(block for block in blocks if block)
 
 
-def matrix(scores: ScoreMatrix) -> str:
-    """Return the score matrix as a table, in points; a dash where there is no score."""
+def matrix(scores: ScoreMatrix, clean: Clean | None = None) -> str:
+    """Return the score matrix as a table, in points; a dash where there is no score.
+
+    Beside an eval that leaks stands its score on the clean items.
+    """
     owner = {e: task for task, evals in scores.task_evals.items() for e in evals}
-    headers = ["", *(f"{owner.get(e, 'world')}\n{e}" for e in scores.evals)]
+    columns = []
+    for e in scores.evals:
+        header = f"{owner.get(e, 'world')}\n{e}"
+        columns.append((header, e, scores))
+        if clean is not None and e in clean.left_out:
+            columns.append((f"{header}\nclean items", e, clean.matrix))
     rows = []
     for k in range(len(scores.rows)):
         name = "base" if k == 0 else f"after {scores.tasks[k - 1]}"
-        rows.append([name, *(points(scores.score(k, e)) for e in scores.evals)])
-    align = ("left", *("right" for _ in scores.evals))
-    return _table(rows, headers, align)
+        rows.append([name, *(points(table.score(k, e)) for _, e, table in columns)])
+    align = ("left", *("right" for _ in columns))
+    return _table(rows, ["", *(header for header, _, _ in columns)], align)
 
 
 def footnotes(record: Record) -> str:
     """Return one line per reason for which scores are missing, and per flag of scores."""
     missing: dict[str, list[str]] = {}
     flagged: dict[str, list[str]] = {}
-    for row in record.matrix.rows:
+    clean = () if record.clean is None else record.clean.matrix.rows
+    for row in (*record.matrix.rows, *clean):
         for eval_id, cell in row.items():
             if cell.reason is not None:
                 missing.setdefault(cell.reason, []).append(eval_id)
@@ -95,6 +106,17 @@ def summary(metrics: Mapping[str, Metric]) -> str:
             continue
         rows.append([words, name, *_value(metric)])
     return _table(rows, ["", "id", "points", "95 % (items)"], ("left", "left", "right", "left"))
+
+
+def clean_items(record: Record) -> str:
+    """Return the main metrics that change without the items that training data holds."""
+    if record.clean is None:
+        return ""
+    found = record.clean.metrics.items()
+    changed = {name: metric for name, metric in found if metric != record.metrics.get(name)}
+    counts = ", ".join(f"{count} of {e}" for e, count in record.clean.left_out.items())
+    title = f"ranked: without the items that training data holds ({counts}), where that differs"
+    return f"{title}\n\n{summary(changed)}".rstrip()
 
 
 def shared_data(record: Record) -> str:
