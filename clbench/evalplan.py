@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from clbench import drift, evalresult, judge
+from clbench import drift, evalresult, judge, provenance
 from clbench.chat import Chat
 from clbench.config import EvalConfig
 from clbench.dataset import DataSet
 from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
+from clbench.excerpts import excerpt
 from clbench.leak import Probe
 from clbench.task import Eval
 
@@ -158,8 +159,26 @@ class EvalPlan:
             "limit": limit if self.limited else None,
             "rank_items": len(self.rank_ids),
             "chat_template": self.chat_digest,
+            "asked_as": self._asked_as(),
             **({"judge": self.judge} if self.spec.judged else {}),
             **self._sources(),
+        }
+
+    def _asked_as(self) -> dict[str, Any]:
+        """Return, for readers, whose definition this is and the first prompt as it is asked.
+
+        It is not compared. `template` is None where a column of the document is the prompt.
+        """
+        config, text = self.spec.config, self.task.config.doc_to_text
+        package = "lm-eval" if isinstance(config, str) else "clbench"
+        column = isinstance(text, str) and text in self.docs[0]
+        return {
+            "package": package,
+            "package_version": provenance.versions()[package],
+            "name": config if isinstance(config, str) else self.spec.id,
+            "template": None if column else f"{plain(text)}()" if callable(text) else text,
+            "item": self.ids[0],
+            "prompt": excerpt(self.prompts[0]),
         }
 
     def _sources(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from clbench import composition, engines, evalchecks, judge, models, provenance,
 from clbench.adapters import fused_parameters
 from clbench.config import EngineName
 from clbench.dataset import Source
+from clbench.excerpts import excerpt
 from clbench.matrix import Cell, ScoreMatrix
 from clbench.phases import PHASES
 from clbench.results import Record, write_items
@@ -175,7 +176,15 @@ def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
         "num_in_evals": counts["num_rows"] - left_out - len(examples),
         "tokens": examples.num_tokens,
         "rows_digest": counts["rows_digest"],
+        "example_row": _example_row(plan, task),
     }
+
+
+def _example_row(plan: Plan, task: Task) -> dict[str, Any]:
+    """Return, for readers, the first row of a task as a model reads it and is to write it."""
+    row, chat = next(iter(plan.rows(task))), plan.chat
+    texts = (row.prompt, row.answer) if chat is None else (chat.prompt(row), chat.answer(row))
+    return dict(zip(("prompt", "answer"), map(excerpt, texts), strict=True))
 
 
 def _sources(plan: Plan, *read: Any) -> list[dict[str, Any]]:

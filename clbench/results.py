@@ -40,9 +40,19 @@ FORMAT = "clbench.record"
 RECORD_FILE = "record.json"
 Status = Literal["complete", "partial", "diverged", "failed", "refused"]
 # The only parts of the comparison key's blocks that two comparable runs may differ in. The
-# digests of rows, items and weights say what was read; `sources` say where.
+# digests of rows, items and weights say what was read; `sources` say where, and `asked_as` and
+# `example_row` show it.
 NOT_COMPARED = frozenset(
-    {"leak", "batch_agreement", "engine_agreement", "code_check", "seconds", "sources"}
+    {
+        "leak",
+        "batch_agreement",
+        "engine_agreement",
+        "code_check",
+        "seconds",
+        "sources",
+        "asked_as",
+        "example_row",
+    }
 )
 COMPARED_CONFIG = ("stream", "schedule", "token_budget", "targets", "trials")
 

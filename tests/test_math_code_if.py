@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from local_hub import Repo, parquet
 from safetensors.torch import load, save
 
 from clbench import api, evalkeys, recording, registry, sandbox
+from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.evalchecks import check_code_eval, code_checks
 from clbench.evaluation import Evaluator, build_task
 from clbench.harness import Oracle, run_harness
 from clbench.hub import Hub
+from clbench.report.data import data
+from clbench.results import Record
 from clbench.task import Eval, Need
 
 FACTORIES: dict[str, Callable[[], Eval]] = {
@@ -530,3 +534,23 @@ def test_the_stream_runs_end_to_end_on_a_llama_of_the_hub(served: HubEnv, tmp_pa
     assert {"limited", "same_source", "unisolated"} <= set(record.flags)
     assert record.data["tasks"]["metamath"]["license"] == "MIT"
     assert record.evals["ifeval"].ceiling is None
+    check_the_templates_that_are_shown(record)
+
+
+def check_the_templates_that_are_shown(record: Record) -> None:
+    lines = {line.partition(":")[0]: line for line in data(record).splitlines() if ": " in line}
+    lm_eval = f"lm-eval {version('lm-eval')}"
+    for start in (
+        "eval humaneval: clbench's, version 1, zero-shot, prompt \"def ",
+        f"eval ifeval: {lm_eval}'s ifeval, version 4, zero-shot, prompt ",
+        "eval mbpp: clbench's, version 1, 3-shot, prompt \"You are an expert Python programmer",
+        f"eval webqs: {lm_eval}'s webqs, version 2, zero-shot, template \"Question: {{{{question",
+        "eval math_answer_math: clbench's, version 1, zero-shot, prompt \"Below is an instruction",
+        'train wizardlm: its first row has prompt "Below is an instruction',
+    ):
+        assert lines[start.partition(":")[0]].startswith(start)
+    for name in SCORED:
+        shown = json.loads(lines[f"eval {name}"].partition("prompt ")[2])
+        kept = record.evals[name].asked_as["prompt"]
+        assert kept["digest"] == digest(kept["text"])
+        assert shown.partition(" [...] ")[0] == kept["text"][:200] or shown == kept["text"]

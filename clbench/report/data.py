@@ -9,6 +9,7 @@ from typing import Any, cast
 from tabulate import tabulate
 
 from clbench.matrix import Cell
+from clbench.report.templates import templates
 from clbench.results import Record
 
 Block = Mapping[str, Any]
@@ -31,7 +32,7 @@ def data(record: Record) -> str:
     asked = [_asked(*named, base) for named in evals.items()]
     parts = [
         _table(rows, ["", "data set", "revision", "rows", "license"]),
-        "\n".join(_templates(trained, evals)),
+        templates(record, dict(trained), evals),
         _table(asked, ["", "metric", "items", "shots", "up to"]),
         "\n".join([*_limits(record), *_left_out(trained)]),
         "\n".join(leaks(cast(Block, record.data.get("leak") or {}))),
@@ -89,25 +90,6 @@ def _left_out(trained: Sequence[Named]) -> Iterator[str]:
         why = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
         if why:
             yield f"{role}: {block['num_rows']:,} rows, of which left out: {why}"
-
-
-def _templates(trained: Sequence[Named], evals: Mapping[str, Block]) -> Iterator[str]:
-    """Yield the texts that records become, written as Python writes them."""
-    for role, block in trained:
-        if isinstance(block.get("template"), Mapping):
-            yield f"{role}: {_texts(block['template'])}"
-        elif block.get("template"):
-            yield f"{role}: template {block['template']}"
-    for role, block in evals.items():
-        prepare = block.get("prepare")
-        if isinstance(prepare, Mapping) and "template" in prepare:
-            yield f"{role}: {_texts(prepare['template'])}"
-        elif "prompt" in block:
-            yield f"{role}: lm-eval's {block['definition']}, prompt {block['prompt']!r}"
-
-
-def _texts(template: Block) -> str:
-    return ", ".join(f"{name} {text!r}" for name, text in template.items() if text)
 
 
 def _asked(role: str, block: Block, scored: Mapping[str, Cell]) -> list[str]:
