@@ -171,7 +171,6 @@ def judged_eval(
         data={} if data is None else {"test": data},
         prepare=None if data is None else prepare,
         judged=True,
-        data_id=None if data is None else data.id,
         about=about,
     )
 

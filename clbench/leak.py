@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 from clbench.ngrams import Corpus, Grams, Vocabulary, Wholes
@@ -34,6 +34,13 @@ class Probe(NamedTuple):
     golds: tuple[str, ...] = ()
 
 
+class Origin(NamedTuple):
+    """The data set behind a text, whatever the split; no configuration stands for all of them."""
+
+    id: str
+    config: str | None = None
+
+
 @dataclass
 class _Found:
     """Items of one eval met so far in one source."""
@@ -56,18 +63,18 @@ def _words(text: str) -> list[str]:
 def report(
     sources: Mapping[str, Iterable[Document]],
     probes: Mapping[str, Mapping[str, Probe]],
-    data_ids: Mapping[str, str] | None = None,
+    origins: Mapping[str, Collection[Origin]] | None = None,
 ) -> dict[str, Any]:
     """Return, ready for JSON, how much of each eval occurs in each source.
 
     `sources` maps a name ("train math", "replay", "calibration") to rows of text fields,
-    `probes` an eval id to its items. `data_ids` names the data set behind sources and evals,
+    `probes` an eval id to its items. `origins` has the data sets behind sources and evals,
     by name and eval id. The result has `evals` (source -> eval -> `leak_exact.v1`,
     `leak_ngram.v1`, `leak_answer.v1`, hit item ids), `same_source` (pairs) and `flags`.
     """
     index = Index(probes)
     scans = {name: index.scan(documents) for name, documents in sources.items()}
-    return combine(scans, same_source(sources, probes, data_ids or {}))
+    return combine(scans, same_source(sources, probes, origins or {}))
 
 
 def combine(
@@ -116,15 +123,19 @@ def leaked(reports: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, froz
 
 
 def same_source(
-    sources: Collection[str], evals: Collection[str], data_ids: Mapping[str, str]
+    sources: Collection[str], evals: Collection[str], origins: Mapping[str, Collection[Origin]]
 ) -> list[list[str]]:
     """Return the pairs of source and eval that one data set feeds, whatever the split."""
     return [
         [source, eval_id]
         for source in sources
         for eval_id in evals
-        if source in data_ids and data_ids[source] == data_ids.get(eval_id)
+        if any(_same(*pair) for pair in product(origins.get(source, ()), origins.get(eval_id, ())))
     ]
+
+
+def _same(a: Origin, b: Origin) -> bool:
+    return a.id == b.id and (a.config == b.config or None in (a.config, b.config))
 
 
 class Index:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench import evalcache, leak
-from clbench.dataset import DataSet, Source
+from clbench.dataset import Source
 from clbench.digests import digest
+from clbench.leak import Origin
 from clbench.progress import Progress, Silent
 from clbench.rows import Rows
-from clbench.stream import Edition
+from clbench.stream import Edition, data_sets
 from clbench.task import Eval, Task
 
 
@@ -75,29 +76,24 @@ class LeakCheck:
         return list(self.scans()[f"train {task.name}"]["removed"])
 
     def report(self) -> dict[str, Any]:
-        """Return how much of each eval occurs in what is trained and calibrated on.
-
-        That a task and its own evals are of one data set is what they are for, and not told.
-        """
-        scans = self.scans()
-        pairs = leak.same_source(scans, self.probes, self._data_ids())
-        own = [[f"train {task.name}", e.id] for task in self.edition.tasks for e in task.evals]
-        return leak.combine(scans, [pair for pair in pairs if pair not in own])
+        """Return how much of each eval occurs in what is trained and calibrated on."""
+        return leak.combine(self.scans(), same_source(self.edition))
 
     def _sources(self) -> dict[str, Checked]:
         found = {f"train {t.name}": _of_rows(self.rows(t)) for t in self.edition.single_tasks}
         return found if self.calibration is None else found | {"calibration": self.calibration}
 
-    def _data_ids(self) -> dict[str, str]:
-        ids = {"calibration": self.edition.calibration_id}
-        if isinstance(self.edition.calibration, Source):
-            ids["calibration"] = self.edition.calibration.data.id
-        for task in self.edition.single_tasks:
-            if isinstance(task.train, Source):
-                ids[f"train {task.name}"] = task.train.data.id
-            elif "id" in task.info:
-                ids[f"train {task.name}"] = task.info["id"]
-        return ids | {e.id: name for e in self.edition.evals if (name := data_id(e)) is not None}
+
+def same_source(edition: Edition) -> list[list[str]]:
+    """Return the pairs of what is read and an eval that one data set feeds, whatever the split.
+
+    That a task and its own evals are of one data set is what they are for, and not told.
+    """
+    read = {f"train {t.name}": _read(t.train, t.info.get("id")) for t in edition.single_tasks}
+    read["calibration"] = _read(edition.calibration, edition.calibration_id)
+    asked = {spec.id: asked_about(spec) for spec in edition.evals}
+    own = [[f"train {t.name}", e.id] for t in edition.single_tasks for e in t.evals]
+    return [pair for pair in leak.same_source(read, asked, read | asked) if pair not in own]
 
 
 def _of_rows(rows: Rows) -> Checked:
@@ -107,9 +103,14 @@ def _of_rows(rows: Rows) -> Checked:
     return Checked(rows.identity, documents, rows.real)
 
 
-def data_id(spec: Eval) -> str | None:
-    """Return the id of the data set that an eval asks about, whatever the split."""
-    if spec.data_id is not None or not spec.data:
-        return spec.data_id
-    first = next(iter(spec.data.values()))
-    return first.id if isinstance(first, DataSet) else first[0].id
+def _read(source: object, name: str | None) -> set[Origin]:
+    if isinstance(source, Source):
+        return {Origin(source.data.id, source.data.config)}
+    return {Origin(name)} if name else set()
+
+
+def asked_about(spec: Eval) -> set[Origin]:
+    """Return the data sets that an eval asks about, whatever the split."""
+    if spec.data_id is not None:
+        return {Origin(spec.data_id)}
+    return {Origin(data.id, data.config) for data in data_sets(spec)}

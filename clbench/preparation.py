@@ -41,7 +41,7 @@ from clbench.progress import Progress, Silent
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
-from clbench.task import Task
+from clbench.task import Row, Task
 from clbench.tokens import Tokens
 
 CHARACTERS_PER_TOKEN = 3.5  # of English in common vocabularies; only the estimate rests on it
@@ -104,6 +104,15 @@ class Plan:
         if task.name not in self._rows:
             self._rows[task.name] = Rows(task, self.hub)
         return self._rows[task.name]
+
+    def first_row(self, task: Task) -> Row:
+        """Return the first training row of a task; what was read is not read again for it."""
+        folder, rows = cache_directory() / "rows", self.rows(task)
+        stored = evalcache.load(folder, rows.identity)
+        if stored is None:
+            stored = next(iter(rows))._asdict()
+            evalcache.store(folder, rows.identity, stored)
+        return Row(**stored)
 
     def texts(self, task: Task) -> list[str]:
         """Return the training rows of a task as text, those left out that ask what an eval asks."""

@@ -182,7 +182,7 @@ def _task_block(plan: Plan, task: Task) -> dict[str, Any]:
 
 def _example_row(plan: Plan, task: Task) -> dict[str, Any]:
     """Return, for readers, the first row of a task as a model reads it and is to write it."""
-    row, chat = next(iter(plan.rows(task))), plan.chat
+    row, chat = plan.first_row(task), plan.chat
     texts = (row.prompt, row.answer) if chat is None else (chat.prompt(row), chat.answer(row))
     return dict(zip(("prompt", "answer"), map(excerpt, texts), strict=True))
 

@@ -160,8 +160,6 @@ class _Edition:
     def _world(self, table: EvalTable) -> Eval:
         with _named(f"world.{label(table)}"):
             made = self._eval(table, table)
-        if table.hub is not None:
-            made = dataclasses.replace(made, data_id=table.hub)
         limit = self.table.eval_limit
         return made if limit is None else at_most(made, limit)
 

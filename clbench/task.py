@@ -68,7 +68,7 @@ class Eval:
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
-    data_id: str | None = None  # of the data set behind it, whatever the split
+    data_id: str | None = None  # of a data set whose configurations all ask what this one asks
     group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
     about: str = ""
 

@@ -77,7 +77,6 @@ def choice_task(
         chance=chance,
         data={"test": test},
         prepare=document,
-        data_id=test.id,
         about=about,
     )
     source = Source(train, Template("{prompt}", " {answer}"), row, version=version)

@@ -54,7 +54,6 @@ class Labelled:
             data={self.split: scored},
             prepare=self._document,
             default_items=MOST_ITEMS,
-            data_id=scored.id,
             about=self.about,
         )
 
@@ -219,7 +218,6 @@ def social_iqa() -> Task:
         chance=1 / 3,
         data={"validation": DataSet(data.id, "validation", columns=data.columns)},
         prepare=lambda record: {**record, "probe": f"{record['context']} {record['question']}"},
-        data_id=data.id,
         about="what people feel and do, three options",
     )
     template = Template("Q: {context} {question}\nA:", " {answer}")
@@ -237,7 +235,6 @@ def piqa() -> Eval:
         other_metrics=("acc,none",),
         chance=0.5,
         data={"validation": data},
-        data_id=data.id,
         group="general",
         about="which of two ways reaches an everyday aim",
     )

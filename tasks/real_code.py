@@ -87,7 +87,6 @@ def humaneval() -> Eval:
         data={"test": HUMANEVAL},
         prepare=function_to_complete,
         execution="program",
-        data_id=HUMANEVAL.id,
         about="functions to complete from a docstring, run on their tests in the sandbox",
     )
 

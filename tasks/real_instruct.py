@@ -71,7 +71,6 @@ def ifeval() -> Eval:
         ),
         setup=_fix_language_detector,
         data={"train": IFEVAL},
-        data_id=IFEVAL.id,
         about="prompts with constraints that a program checks; all of a prompt's must hold",
     )
 

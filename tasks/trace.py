@@ -56,7 +56,6 @@ def _task(
         metric=f"{metric},none",
         data={"test": test},
         prepare=document,
-        data_id=folder,
         about=about,
     )
     source = Source(train, Template("{prompt}", "{answer}"), limit=TRAINED)

@@ -63,7 +63,6 @@ def nq_open() -> Eval:
         data={"validation": NQ_OPEN["validation"]},
         open_answer=True,
         rank_items=RANK_ITEMS,
-        data_id=NQ_OPEN["validation"].id,
         about="questions that people asked a search engine, answered in the model's own words",
     )
 
@@ -77,7 +76,6 @@ def webqs() -> Eval:
         metric="exact_match,none",
         shots=0,
         data={"test": WEBQS},
-        data_id=WEBQS.id,
         about="questions; right if each token of an accepted answer is the likeliest",
     )
 

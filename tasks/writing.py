@@ -81,7 +81,6 @@ def wmt16_de_en() -> Task:
         other_metrics=("bleu,none",),
         data={"test": test},
         default_items=1000,
-        data_id=test.id,
         about="German news in English",
     )
     source = Source(train, Template("German phrase: {de}\nEnglish phrase:", " {en}"), row)

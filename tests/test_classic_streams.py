@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from clbench_tasks import glue, real_math, world
 
 from clbench import registry
+from clbench.leak import Origin
+from clbench.leakcheck import asked_about, same_source
 
 KNOWLEDGE = ["triviaqa", "nq_open", "webqs"]
 ABILITIES = ["mmlu", "piqa", "boolq", "gsm8k"]
@@ -45,13 +48,13 @@ ORDERS = {  # O-LoRA, arXiv 2310.14152, appendix
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_what_its_page_says(name: str) -> None:
-    tasks, world = STREAMS[name]
+    tasks, knowledge = STREAMS[name]
     stream = registry.stream(name)
     assert stream.notes
     assert stream.source
     edition = stream.edition("full")
     assert [task.name for task in edition.tasks] == tasks.split()
-    assert [spec.id for spec in edition.world] == world
+    assert [spec.id for spec in edition.world] == knowledge
 
 
 @pytest.mark.parametrize(("name", "order"), ORDERS)
@@ -61,3 +64,22 @@ def test_the_published_orders_are_in_the_notes(name: str, order: str) -> None:
     reordered = stream.edition("full").reordered([int(at) for at in order.split(",")])
     published = ORDERS[name, order].split()
     assert [task.name for task in reordered.tasks][: len(published)] == published
+
+
+CALIBRATED_ON_IT = {"math-code-if", "secura-mcq", "secura-qa", "secura-16"}  # and scored on it
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in registry.listing(registry.STREAMS)])
+def test_a_stream_reads_the_data_set_of_no_eval_but_nq_open(name: str) -> None:
+    """GLUE and SuperGLUE are many data sets in one repository."""
+    stream = registry.stream(name)
+    for data in stream.editions:
+        pairs = [["calibration", "nq_open"]] if data == "full" and name in CALIBRATED_ON_IT else []
+        edition = stream.edition(data)
+        assert same_source(edition) == same_source(edition.joined()) == pairs
+
+
+def test_configurations_that_ask_the_same_are_one_data_set() -> None:
+    assert asked_about(world.triviaqa()) == {Origin("mandarjoshi/trivia_qa")}
+    assert asked_about(real_math.gsm8k()) == {Origin("openai/gsm8k")}
+    assert asked_about(glue.mrpc().evals[0]) == {Origin("nyu-mll/glue", "mrpc")}

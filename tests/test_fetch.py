@@ -134,7 +134,7 @@ def test_fetch_says_what_it_holds_and_what_leaks(env: HubEnv, tmp_path: Path) ->
     assert f"dataset  acme/sums                 {env.hub.repos[DATA].sha()[:12]}" in text
     assert "license llama2" in text
     assert "leak: rows left out of train sums because they ask what an eval asks: 1" in text
-    assert "leak: calibration and letters are of the same distribution" in text
+    assert "same distribution: calibration reads the data set that letters asks about" in text
     before = fetched.leaks["before_removal"]["train sums"]["evals"]["sums"]
     assert before["leak_exact.v1"] == 0.25
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clbench.leak import Index, Probe, combine, report, same_source, tokenize
+from clbench.leak import Index, Origin, Probe, combine, report, same_source, tokenize
 
 WORDS = [f"word{i}" for i in range(400)]
 
@@ -96,12 +96,40 @@ def test_calibration_and_pretraining_text_do_not_flag() -> None:
 
 
 def test_one_data_set_on_both_sides_is_named() -> None:
-    ids = {"calibration": "nq_open", "facts": "nq_open", "train math": "gsm8k", "math": "math"}
+    origins = {
+        "calibration": [Origin("nq_open")],
+        "facts": [Origin("nq_open")],
+        "train math": [Origin("gsm8k")],
+        "math": [Origin("math")],
+    }
     sources = {"calibration": CLEAN, "train math": CLEAN}
-    assert same_source(sources, PROBES, ids) == [["calibration", "facts"]]
-    found = report(sources, PROBES, ids)
+    assert same_source(sources, PROBES, origins) == [["calibration", "facts"]]
+    found = report(sources, PROBES, origins)
     assert found["same_source"] == [["calibration", "facts"]]
     assert found["flags"] == ["same_source"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "same"),
+    [
+        ([Origin("glue", "sst2")], [Origin("glue", "mrpc")], False),
+        ([Origin("glue", "sst2")], [Origin("glue", "sst2")], True),
+        ([Origin("trivia_qa", "unfiltered")], [Origin("trivia_qa")], True),
+        ([Origin("nq_open")], [Origin("nq_open", "nq_open")], True),
+        (
+            [Origin("math", "algebra")],
+            [Origin("math", "geometry"), Origin("math", "algebra")],
+            True,
+        ),
+        ([Origin("a", "x")], [Origin("b", "x")], False),
+        ([], [Origin("b")], False),
+    ],
+)
+def test_a_configuration_is_a_data_set_of_its_own(
+    trained: list[Origin], asked: list[Origin], same: bool
+) -> None:
+    origins = {"train math": trained, "math": asked}
+    assert same_source(["train math"], ["math"], origins) == [["train math", "math"]] * same
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,12 @@ def leaks(leak: Block) -> Iterator[str]:
     found += _hits(leak.get("evals", {}))
     yield from (f"leak: {line}" for line in found)
     for source, eval_id in leak.get("same_source", []):
-        yield f"leak: {source} and {eval_id} are of the same distribution"
+        yield (
+            f"same distribution: {source} reads the data set that {eval_id} asks about, which by "
+            "itself is no leaked question"
+        )
     if leak and not found:
-        yield "leak: no item of an eval was found in what the model was trained or calibrated on"
+        yield "leak: none; no eval's question is in what the model was trained or calibrated on"
 
 
 def _hits(evals: Mapping[str, Mapping[str, Block]]) -> Iterator[str]:
