@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clbench.cli import main
 from clbench.config import RunConfig
 from clbench.errors import RunFailed, UserError
 from clbench.matrix import Cell, ScoreMatrix
+from clbench.report import text
 from clbench.results import Record
 
 RUN = ["run", "--stream", "math-code-if", "--strategy", "lora-null"]
@@ -120,6 +122,27 @@ def test_the_result_goes_to_stdout_and_progress_to_stderr(calls: list[tuple[RunC
     assert "train math" not in result.stdout
     assert "train math" in result.stderr
     assert str(calls[0][0].directory()) in result.stdout
+
+
+def test_what_to_type_next_is_the_same_run_but_for_the_seed(
+    calls: list[tuple[RunConfig, Any]], record: Record, tmp_path: Path
+):
+    limits = "--seed 2 --tasks math,if --order 1,0 --train-limit 9 --eval-limit 4"
+    typed = [*RUN, *limits.split()]
+    typed += ["--set", "rank=4", "--set", "train.steps=7", "--locked", "--chat-template"]
+    typed += ["--isolation", "none", "--out", str(tmp_path)]
+    invoke(*typed)
+    asked = {"seed": 2, "run": calls[0][0].identity()}
+    config = record.config.model_dump(mode="json") | asked
+    provenance = {"command": ["/usr/bin/clbench", *typed]}
+    shown = text.result(record.replace(config=config, provenance=provenance), tmp_path)
+    seed, strategy, _ = (line.strip() for line in shown.partition("next:")[2].splitlines()[1:])
+    invoke(*shlex.split(seed.partition("  #")[0])[1:])
+    assert calls[1][0] == calls[0][0].model_copy(update={"seed": 3})
+    invoke(*shlex.split(strategy.partition("  #")[0].replace("NAME", "ewc"))[1:])
+    same = {"seed", "tasks", "order", "train_limit", "locked", "chat_template", "isolation"}
+    assert calls[2][0].model_dump(include=same) == calls[0][0].model_dump(include=same)
+    assert (calls[2][0].strategy, calls[2][0].train.steps) == ("ewc", 7)
 
 
 def test_quiet_shows_the_result_only(calls: list[tuple[RunConfig, Any]]):

@@ -169,24 +169,51 @@ def test_the_whole_result_says_where_the_record_is_and_what_to_type_next():
     shown = text.result(record(), Path("runs/s/x"))
     assert "s with lora-null, model tiny, seed 3, refused" in shown
     assert "record: runs/s/x/record.json" in shown
-    assert "clbench run --stream s --strategy lora-null --seed 4" in shown
+    assert "clbench compare runs/s/x OTHER" in shown
     assert "One seed" in shown
+    assert "clbench run" not in shown  # nothing was typed
 
 
-def test_what_to_type_next_names_a_model_that_is_not_the_default():
-    asked = {"stream": "s", "strategy": "x", "run": {"model": "org/m", "data": "tiny"}}
-    shown = text.result(record(config=asked), Path("runs"))
-    assert "clbench run --stream s --model org/m --data tiny --strategy x --seed 1" in shown
-    asked["run"] = {"model": "tiny", "data": "tiny"}
-    shown = text.result(record(config=asked), Path("runs"))
-    assert "clbench run --stream s --strategy x --seed 1" in shown
+def commands_after(command: list[str], **asked: Any) -> list[str]:
+    config = {"stream": "s", "strategy": "x(norm=l2)", "seed": 4}
+    config["run"] = {"strategy": "x", "params": {"x": {"rank": 8, "norm": "l2"}}, **asked}
+    shown = text.result(
+        record(config=config, provenance={"command": command, "phases": []}), Path("my runs")
+    )
+    return [line.strip().partition("  #")[0] for line in shown.partition("next:")[2].splitlines()]
 
 
-def test_the_title_shows_the_label_and_the_command_what_was_asked_for():
+def test_what_to_type_next_is_what_was_typed_but_for_the_seed_or_the_strategy():
+    typed = ["/opt/bin/clbench", "--debug", "run", "--stream=trace", "--data-dir", "my data"]
+    typed += ["--strategy", "x", "--seed", "4", "--locked", "--tasks", "a,b", "--order", "1,0"]
+    typed += ["--set", "rank=8", "--set", "x.norm=l2", "--set", "train.lr=0.1", "--engine", "vllm"]
+    after = commands_after([*typed, "--out", "my runs", "--fresh"])
+    common = "clbench run --stream=trace --data-dir 'my data' {}--locked --tasks a,b --order 1,0 "
+    assert after[1:] == [
+        f"{common.format('--strategy x ')}--set rank=8 --set x.norm=l2 --set train.lr=0.1 "
+        "--engine vllm --seed 5",
+        f"{common.format('--seed 4 ')}--set train.lr=0.1 --engine vllm --strategy NAME",
+        "clbench compare 'my runs' OTHER",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["train.py", "run", "--strategy", "x"], {}),  # clbench.run in a script of the user's
+        (["clbench", "run", "--strategy", "y"], {}),  # a reference, trained by another strategy
+        (["clbench", "run", "--strategy", "x"], {"joint": True}),
+        (["clbench", "run", "--strategy", "x"], {"tasks": ["a"]}),
+        ([], {}),
+    ],
+)
+def test_a_run_that_was_not_typed_has_no_command(command: list[str], asked: dict[str, Any]):
+    assert commands_after(command, **asked)[1:] == ["clbench compare 'my runs' OTHER"]
+
+
+def test_the_title_shows_the_label():
     asked = {"stream": "s", "strategy": "x(norm=l2)", "run": {"strategy": "x"}}
-    shown = text.result(record(config=asked), Path("runs"))
-    assert "s with x(norm=l2), model tiny" in shown
-    assert "clbench run --stream s --strategy x --seed 1" in shown
+    assert "s with x(norm=l2), model tiny" in text.result(record(config=asked), Path("runs"))
 
 
 @pytest.mark.parametrize(("num", "shown"), [(12e3, "12 kB"), (412e6, "412 MB"), (1.26e9, "1.3 GB")])

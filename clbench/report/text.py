@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from clbench.matrix import Metric, ScoreMatrix
 from clbench.progress import duration
+from clbench.report import commands
 from clbench.results import Clean, Record
 
 if TYPE_CHECKING:
@@ -251,32 +252,9 @@ def _uninteresting(name: str, metric: Metric) -> bool:
 def _close(record: Record, place: Path | None) -> str:
     lines = ["One seed shows how this model answers these items, not which strategy is better."]
     if place is not None:
-        config = record.config
-        asked = _asked(record).get("strategy", config.strategy)
-        stream = _asked(record).get("stream", config.stream)
-        command = f"clbench run --stream {stream}{_model(record)} --strategy"
-        lines += [
-            f"record: {place / 'record.json'}",
-            "next:",
-            f"  {command} {asked} --seed {config.seed + 1}   another seed",
-            f"  {command} NAME   another strategy; clbench list names them",
-            f"  clbench compare {place} OTHER   the paired difference of two runs",
-        ]
+        after = commands.following(record, place)
+        lines += [f"record: {place / 'record.json'}", "next:", *(f"  {line}" for line in after)]
     return "\n".join(lines)
-
-
-def _asked(record: Record) -> Mapping[str, Any]:
-    """Return the configuration as the run was given it."""
-    return cast(Mapping[str, Any], (record.config.model_extra or {}).get("run", {}))
-
-
-def _model(record: Record) -> str:
-    """Return the options that name the model, its data and its prompts, where not the default."""
-    asked = _asked(record)
-    chat = " --chat-template" if asked.get("chat_template") else ""
-    if asked.get("model", "tiny") == "tiny":
-        return chat
-    return f" --model {asked['model']} --data {asked['data']}{chat}"
 
 
 def _notes(record: Record) -> Iterator[str]:
