@@ -263,6 +263,11 @@ def ifeval() -> Rows:
         ),
     ]
     return [
+        (
+            "Cheer with 3 exclamation marks.",
+            ["keywords:letter_frequency"],
+            [{"let_relation": "at least", "letter": "!", "let_frequency": 3}],
+        ),
         {"key": 1000 + at, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs}
         for at, (prompt, ids, kwargs) in enumerate(constraints)
     ]

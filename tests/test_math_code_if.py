@@ -242,7 +242,7 @@ def test_sizes(scorer: Evaluator) -> None:
         "math_answer_math": 14,
         "humaneval": 2,
         "mbpp": 3,
-        "ifeval": 4,
+        "ifeval": 5,
         "triviaqa": 21,
         "nq_open": 21,
         "webqs": 20,
@@ -397,10 +397,11 @@ def test_ifeval_scores_strictly_and_loosely(scorer: Evaluator) -> None:
     good, _ = follow(scorer, GOOD)
     assert [good[key] for key in keys] == [1.0] * 4
     wrapped, samples = follow(scorer, [f"Sure, HERE:\n{text}" for text in GOOD])
-    assert [wrapped[key] for key in keys] == [0.5, 1.0, 0.6, 1.0]
+    assert [wrapped[key] for key in keys] == [3 / 5, 1.0, 4 / 6, 1.0]
+    "Well done!! Hurray!",
     for sample in samples:
         assert sample["prompt_level_loose_acc"] >= sample["prompt_level_strict_acc"]
-    silent, _ = follow(scorer, [""] * 4)
+    silent, _ = follow(scorer, [""] * len(GOOD))
     assert [silent[key] for key in keys] == [0.0] * 4
 
 
@@ -427,6 +428,17 @@ def test_rows_are_in_the_published_templates(served: HubEnv) -> None:
     wizardlm = hub.rows(real_instruct.WIZARDLM)
     assert len(wizardlm) == 23  # one begins with the wrong speaker
     assert wizardlm[0].answer == "Vienna and 0."
+def test_what_is_no_letter_is_counted_too(scorer: Evaluator) -> None:
+    """lm-eval's counter of letters would draw one in its place and find it or not."""
+    spec = scorer.evals["ifeval"]
+    quiet, loud = [*GOOD[:-1], "Well done. " * 30], [*GOOD[:-1], "!!!"]
+    for _ in range(10):
+        assert follow(scorer, quiet)[0][spec.metric] == 4 / 5
+        assert follow(scorer, loud)[0][spec.metric] == 1.0
+    record = repos_math_code_if.ifeval()[2]
+    assert real_instruct.countable(record) == record
+
+
     for source in (real_code.CODEFEEDBACK, real_code.MAGICODER):
         row = hub.rows(source)[1]
         assert row.prompt.endswith(f"### Instruction:\n{row.request}\n\n### Response:")
