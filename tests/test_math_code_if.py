@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import lm_eval.utils
 import pytest
 import repos_math_code_if
 import repos_models
@@ -253,6 +254,22 @@ def test_ceilings(scorer: Evaluator) -> None:
     found = {name: scorer.ceiling(name) for name in scorer.evals}
     assert found.pop("ifeval") is None  # it has no gold
     assert found == dict.fromkeys(found, 1.0)
+
+
+def test_a_template_is_compiled_once(scorer: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, environment = scorer.plan("gsm8k"), lm_eval.utils.env
+    usual, seen = environment.compile, list[str]()
+
+    def compile_(source: str, *rest: Any) -> Any:
+        seen.append(source)
+        return usual(source, *rest)
+
+    monkeypatch.setattr(environment, "compile", compile_)
+    found = environment.from_string
+    run_harness(Oracle(plan.task), plan)
+    assert seen
+    assert len(seen) == len(set(seen))
+    assert environment.from_string == found
 
 
 def test_a_question_of_two_parts_of_triviaqa_is_one_unit(scorer: Evaluator) -> None:
