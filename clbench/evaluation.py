@@ -30,7 +30,7 @@ from clbench.evalplan import (
     read_metric,
 )
 from clbench.evalresult import EvalResult, Scored
-from clbench.harness import Harness, Oracle, quiet, run_harness
+from clbench.harness import Harness, Oracle, compiled_once, quiet, run_harness
 from clbench.hub import Hub
 from clbench.judge import Judge
 from clbench.leak import Probe
@@ -194,7 +194,7 @@ class Evaluator:
         """Return what an eval asks, its documents loaded."""
         if name not in self._plans:
             spec = self.evals[name]
-            with quiet():
+            with quiet(), compiled_once():
                 task = build_task(spec, self.hub, chat=self.chat is not None)
                 self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]

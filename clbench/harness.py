@@ -12,6 +12,7 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
+import lm_eval.utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -195,13 +196,25 @@ def quiet() -> Iterator[None]:
         lm_eval.api.task.tqdm = bar
 
 
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Let lm-eval compile each template of a task once; it does so for every document otherwise."""
+    environment = lm_eval.utils.env
+    usual = environment.from_string
+    environment.from_string = functools.cache(usual)
+    try:
+        yield
+    finally:
+        environment.from_string = usual
+
+
 def run_harness(lm: LM, plan: EvalPlan, chat: Chat | None = None) -> dict[str, Any]:
     """Run one eval; lm-eval's caches are off, because the model is in neither of their keys.
 
     With `chat`, worked examples are earlier turns of the conversation.
     """
     name = plan.task.task_name
-    with quiet():
+    with quiet(), compiled_once():
         return dict(
             lm_eval.evaluator.evaluate(
                 lm=lm,

@@ -46,7 +46,8 @@ class Eval:
     The score is pass@1 by running the completion in the sandbox with `execution="cases"`, where
     every document has `entry_point` and `cases` (a list of [arguments, expected]), and with
     `execution="program"`, where the program is the document's `prefix`, the completion and its
-    `suffix`, which asserts. With `judged` there is no gold: a judge rates the answer to each
+    `suffix`, which asserts; `cpu_seconds` is for a document whose right answers need longer than
+    the usual limit. With `judged` there is no gold: a judge rates the answer to each
     document's `question`, see `clbench.judge`.
     """
 
