@@ -11,7 +11,6 @@ from typing import Any
 from clbench import drift, evalresult, judge
 from clbench.chat import Chat
 from clbench.config import EvalConfig
-from clbench.dataset import DataSet
 from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
@@ -164,13 +163,10 @@ class EvalPlan:
 
     def _sources(self) -> dict[str, Any]:
         """Return which records the documents are made of and how, where they are not generated."""
-        if not self.spec.data:
+        tables = self.spec.tables
+        if not tables:
             return {}
-        tables = {
-            split: [data] if isinstance(data, DataSet) else data
-            for split, data in self.spec.data.items()
-        }
-        prepare = self.spec.prepare
+        prepare = (self.spec.parts or (self.spec,))[0].prepare
         return {
             "data": {split: [each.identity() for each in t] for split, t in tables.items()},
             "definition": self.spec.config if isinstance(self.spec.config, str) else "own",

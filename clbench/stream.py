@@ -89,9 +89,8 @@ class Edition:
 
 def data_sets(*specs: Eval) -> list[DataSet]:
     """Return the data sets that evals read, each once."""
-    found = [data for spec in specs for data in spec.data.values()]
-    flat = (part for data in found for part in ([data] if isinstance(data, DataSet) else data))
-    return list(dict.fromkeys(flat))
+    found = (data for spec in specs for table in spec.tables.values() for data in table)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

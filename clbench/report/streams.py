@@ -11,7 +11,7 @@ from tabulate import tabulate
 from clbench import registry
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError
-from clbench.stream import Edition
+from clbench.stream import Edition, data_sets
 from clbench.task import Eval, Row, Task
 
 HEADERS = ("task", "trained on", "rows", "license", "evals")
@@ -94,13 +94,12 @@ def _source(source: Callable[[], Sequence[Row] | Sequence[str]] | Source) -> dic
 
 
 def _eval(spec: Eval) -> dict[str, Any]:
-    tables = [each for t in spec.data.values() for each in ([t] if isinstance(t, DataSet) else t)]
     return {
         "id": spec.id,
         "metric": spec.metric,
         "items": spec.default_items,
         "chance": spec.chance,
-        "data": [_data(table) for table in tables],
+        "data": [_data(data) for data in data_sets(spec)],
     }
 
 
