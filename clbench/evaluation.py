@@ -187,7 +187,11 @@ class Evaluator:
 
     def probes(self) -> dict[str, dict[str, Probe]]:
         """Return what a leak check looks for: each item's question and its right answers."""
-        return {name: self.plan(name).probes() for name in self.evals}
+        return {
+            name: self.plan(name).probes()
+            for name, spec in self.evals.items()
+            if not spec.diagnostic
+        }
 
     def plan(self, name: str) -> EvalPlan:
         """Return what an eval asks, its documents loaded."""

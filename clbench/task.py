@@ -31,6 +31,9 @@ class Need(NamedTuple):
 class Eval:
     """A scored test, run by lm-eval; its number is in 0..1, higher is better.
 
+    A `diagnostic` is none: a quantity of any size, such as a perplexity, that an edition lists
+    apart. It is a column of no matrix and enters no mean.
+
     `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or its file
     below those, or the fields of a task of ours. With `parts` it names a group of lm-eval's, and
     the eval is that of their documents together, each asked and read as its own part says, all
@@ -66,6 +69,7 @@ class Eval:
     setup: Callable[[], None] | None = None
     execution: Literal["cases", "program"] | None = None
     judged: bool = False
+    diagnostic: bool = False
     open_answer: bool = False  # record the format-drift fields of docs/measurement
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates

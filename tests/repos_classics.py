@@ -57,6 +57,10 @@ def repos() -> dict[str, Repo]:
         "google-research-datasets/tydiqa": _configured(
             {"secondary_task": {"train": tydiqa(1), "validation": tydiqa(2)}}
         ),
+        "EleutherAI/wikitext_document_level": {
+            f"wikitext-2-raw-v1/wikitext-2-raw-v1-{split}.parquet": parquet(articles(size))
+            for split, size in {"train": 3, "validation": 1, "test": 2}.items()
+        },
         "openai/gsm8k": _configured({"main": {"train": gsm8k(10, 12), "test": gsm8k(90, 8)}}),
     }
     made = {f"datasets/{name}": Repo([files]) for name, files in found.items()}
@@ -386,6 +390,14 @@ def piqa(size: int) -> Rows:
             "label": 0,
         }
         for n in range(size)
+    ]
+
+
+def articles(size: int) -> Rows:
+    """Return articles as WikiText writes them, one of them longer than a window."""
+    return [
+        {"page": f" = {t} of {p} = \n\n The {t} , in {p} , is old . \n " * (1 if n else 400)}
+        for n, (t, p) in enumerate(zip(THINGS[:size], PLACES, strict=False))
     ]
 
 

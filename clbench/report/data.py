@@ -24,7 +24,8 @@ PARTS = {"kept": "without the last tenth", "held_out": "the last tenth"}
 
 def data(record: Record) -> str:
     """Return everything that a record names of what it was trained and scored on."""
-    evals = {f"eval {name}": spec.model_dump(mode="json") for name, spec in record.evals.items()}
+    blocks = {name: spec.model_dump(mode="json") for name, spec in record.evals.items()}
+    evals = {f"{_kind(block)} {name}": block for name, block in blocks.items()}
     trained = list(_trained(record))
     rows = [_row(*named) for named in _read(record, evals)]
     base = record.matrix.rows[0] if record.matrix.rows else {}
@@ -37,6 +38,10 @@ def data(record: Record) -> str:
         "\n".join(leaks(cast(Block, record.data.get("leak") or {}))),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _kind(block: Block) -> str:
+    return "diagnostic" if block.get("diagnostic") else "eval"
 
 
 def _read(record: Record, evals: Mapping[str, Block]) -> Iterator[Named]:

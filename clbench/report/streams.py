@@ -63,6 +63,7 @@ def _edition(make: Callable[[], Edition]) -> dict[str, Any]:
         "preset": edition.preset,
         "tasks": [_task(task) for task in edition.tasks],
         "world": [_eval(spec) for spec in edition.world],
+        "diagnostics": [_eval(spec) for spec in edition.diagnostics],
         "calibration": None
         if source is None
         else {"id": edition.calibration_id, **_source(source)},
@@ -126,6 +127,7 @@ def _lines(content: Mapping[str, Any]) -> Iterable[str]:
     return [
         *table.splitlines(),
         f"world: {_names(content['world']) or 'none'}",
+        *([f"diagnostics: {_names(found)}"] if (found := content["diagnostics"]) else []),
         f"calibration: {'none' if calibration is None else calibration['id']}",
         *([f"preset: {content['preset']}"] if content["preset"] else []),
     ]
