@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clbench import evalcache, leak
-from clbench.dataset import DataSet, Source
+from clbench.dataset import Source
 from clbench.digests import digest
 from clbench.progress import Progress, Silent
 from clbench.rows import Rows
@@ -109,7 +109,7 @@ def _of_rows(rows: Rows) -> Checked:
 
 def data_id(spec: Eval) -> str | None:
     """Return the id of the data set that an eval asks about, whatever the split."""
-    if spec.data_id is not None or not spec.data:
+    tables = spec.tables
+    if spec.data_id is not None or not tables:
         return spec.data_id
-    first = next(iter(spec.data.values()))
-    return first.id if isinstance(first, DataSet) else first[0].id
+    return next(iter(tables.values()))[0].id

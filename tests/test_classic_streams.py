@@ -7,7 +7,7 @@ import pytest
 from clbench import registry
 
 KNOWLEDGE = ["triviaqa", "nq_open", "webqs"]
-ABILITIES = ["mmlu", "piqa", "boolq", "gsm8k"]
+ABILITIES = ["mmlu", "piqa", "boolq", "gsm8k", "bbh", "tydiqa"]
 STREAMS = {
     "secura-mcq": ("logiqa social-iqa scienceqa boolq", KNOWLEDGE),
     "secura-qa": ("gsm8k cnn-dailymail wmt16-de-en wizardlm codefeedback", KNOWLEDGE),
