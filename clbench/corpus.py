@@ -30,6 +30,17 @@ TOKEN_RULES = (
 ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
 
 
+def whole_set(metric: str, items: Items) -> str | None:
+    """Return the metric of METRICS that a pinned key names, None where it is a mean of items.
+
+    F1 is one of labels; the F1 of an answer's words, as for SQuAD, is a score of each item.
+    """
+    name = metric.partition(",")[0]
+    if name == "f1" and items[0]["lls"] is None:
+        return None
+    return name if name in METRICS else None
+
+
 def statistics_of(metric: str, items: Items) -> Array:
     """Return the statistics of each item (items, statistics) for a metric of METRICS."""
     if metric == "f1":

@@ -11,7 +11,6 @@ from typing import Any
 from clbench import drift, evalresult, judge, provenance
 from clbench.chat import Chat
 from clbench.config import EvalConfig
-from clbench.dataset import DataSet
 from clbench.decoding import Alternatives, Generation
 from clbench.digests import canonical_json, digest, items_digest
 from clbench.evalresult import Item
@@ -19,6 +18,8 @@ from clbench.excerpts import excerpt
 from clbench.leak import Probe
 from clbench.task import Eval
 
+ROLLING = "loglikelihood_rolling"  # lm-eval's name for the likelihood of whole texts
+WINDOW = 2048  # tokens of such a text read at a time, where the model can read as many
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where an eval sets none
 FULL_RANK_ITEMS = 500
 PERCENT_METRICS = frozenset({"bleu", "chrf"})  # reported in 0..100
@@ -105,8 +106,7 @@ class EvalPlan:
 
     def _task_identity(self) -> dict[str, Any]:
         config = self.task.config
-        rated = {"judge": self.judge} if self.spec.judged else {}
-        return rated | {
+        return self._conditions() | {
             "id": self.spec.id,
             "version": self.version,
             "items": self.items_digest,
@@ -160,7 +160,8 @@ class EvalPlan:
             "rank_items": len(self.rank_ids),
             "chat_template": self.chat_digest,
             "asked_as": self._asked_as(),
-            **({"judge": self.judge} if self.spec.judged else {}),
+            **({"diagnostic": True} if self.spec.diagnostic else {}),
+            **self._conditions(),
             **self._sources(),
         }
 
@@ -181,15 +182,17 @@ class EvalPlan:
             "prompt": excerpt(self.prompts[0]),
         }
 
+    def _conditions(self) -> dict[str, Any]:
+        """Return what decides the results of some evals only: who judges, how far a text reads."""
+        rated = {"judge": self.judge} if self.spec.judged else {}
+        return rated | ({"window": WINDOW} if self.task.config.output_type == ROLLING else {})
+
     def _sources(self) -> dict[str, Any]:
         """Return which records the documents are made of and how, where they are not generated."""
-        if not self.spec.data:
+        tables = self.spec.tables
+        if not tables:
             return {}
-        tables = {
-            split: [data] if isinstance(data, DataSet) else data
-            for split, data in self.spec.data.items()
-        }
-        prepare = self.spec.prepare
+        prepare = (self.spec.parts or (self.spec,))[0].prepare
         return {
             "data": {split: [each.identity() for each in t] for split, t in tables.items()},
             "definition": self.spec.config if isinstance(self.spec.config, str) else "own",
@@ -225,6 +228,8 @@ class EvalPlan:
     def has_gold(self) -> bool:
         """Return whether the documents name a right answer; 0 without options names none."""
         config = self.task.config
+        if config.output_type == ROLLING:
+            return False
         return config.doc_to_target != 0 or config.doc_to_choice is not None
 
     @functools.cached_property
@@ -304,7 +309,8 @@ def read_items(
             if sample["filter"] == metric_filter or item["filtered"] is None:
                 item["filtered"] = plain(sample["filtered_resps"][0])
         else:
-            item["lls"] = [float(resps[0][0]) for resps in sample["resps"]]
+            found = [resps[0] for resps in sample["resps"]]  # with whether it is the likeliest
+            item["lls"] = [float(ll[0] if isinstance(ll, list | tuple) else ll) for ll in found]
     for item, generation in zip(items, generations, strict=False):
         item |= {
             "output": generation.text,
@@ -318,9 +324,9 @@ def read_items(
 
 
 def read_metric(plan: EvalPlan, results: Mapping[str, Any], key: str) -> float:
-    """Return a score by its exact key "metric,filter".
+    """Return a score, or the value of a diagnostic, by its exact key "metric,filter".
 
-    Raises KeyError for a key that lm-eval did not print, and ValueError for a number outside
+    Raises KeyError for a key that lm-eval did not print, and ValueError for a score outside
     0..1, such as the 999 of the metric `bypass`.
     """
     printed = results[plan.task.task_name]
@@ -328,6 +334,8 @@ def read_metric(plan: EvalPlan, results: Mapping[str, Any], key: str) -> float:
         found = ", ".join(sorted(k for k in printed if "," in k and "_stderr" not in k))
         raise KeyError(f"{plan.spec.id} has no result {key!r}; lm-eval printed: {found}")
     score = float(printed[key])
+    if plan.spec.diagnostic:
+        return score
     if key.partition(",")[0] in PERCENT_METRICS:
         score = round(score / 100, 12)  # a perfect BLEU is 100.00000000000004
     if not 0.0 <= score <= 1.0:

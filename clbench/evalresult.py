@@ -134,12 +134,18 @@ def run_code(
 
 
 def job(doc: Mapping[str, Any], completion: str) -> sandbox.Job:
-    """Return the program that a completion makes, with the cases or asserts it must satisfy."""
+    """Return the program that a completion makes, with the cases or asserts it must satisfy.
+
+    A document's `cpu_seconds` take the place of the usual limit.
+    """
     program = doc.get("prefix", "") + completion + doc.get("suffix", "")
+    limits = sandbox.Limits()
+    if "cpu_seconds" in doc:
+        limits = sandbox.Limits(doc["cpu_seconds"], wall_seconds=2 * doc["cpu_seconds"])
     if "cases" not in doc:
-        return sandbox.Job(program)
+        return sandbox.Job(program, limits=limits)
     cases = [(tuple(arguments), expected) for arguments, expected in doc["cases"]]
-    return sandbox.Job(program, doc["entry_point"], cases)
+    return sandbox.Job(program, doc["entry_point"], cases, limits)
 
 
 def code_score(items: Sequence[Item], isolation: sandbox.Isolation | None) -> Scored:

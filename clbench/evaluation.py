@@ -30,8 +30,9 @@ from clbench.evalplan import (
     read_metric,
 )
 from clbench.evalresult import EvalResult, Scored
-from clbench.harness import Harness, Oracle, quiet, run_harness
+from clbench.harness import Harness, Oracle, compiled_once, quiet, run_harness
 from clbench.hub import Hub
+from clbench.jointeval import JointTask
 from clbench.judge import Judge
 from clbench.leak import Probe
 from clbench.openanswers import add_drift
@@ -51,6 +52,11 @@ def build_task(spec: Eval, hub: Hub, *, chat: bool = False) -> ConfigurableTask:
     pinned to, and for what the eval needs and this machine does not have.
     """
     evalkeys.check_needs(spec)
+    if spec.parts:
+        with quiet():
+            return JointTask(
+                spec, {part.id: build_task(part, hub, chat=chat) for part in spec.parts}
+            )
     if spec.setup is not None:
         spec.setup()
     if isinstance(spec.config, str):
@@ -84,13 +90,16 @@ def build_task(spec: Eval, hub: Hub, *, chat: bool = False) -> ConfigurableTask:
 def _definition(name: str) -> Path:
     """Return the file of one of lm-eval's tasks; raises UserError for an unknown name.
 
-    Most lie in a file or a folder of their name; the index of all is made for the others only.
+    A name may be that of the file below all of them. Most lie in a file or a folder of their
+    name; the index of all is made for the others only.
     """
     root = Path(lm_eval.tasks.__file__).parent
+    if (root / name).is_file():
+        return root / name
     for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted(root.rglob(f"{name}/*.yaml"))]:
         if load_yaml(path, resolve_func=False).get("task") == name:
             return path
-    entry = _task_index().get(name)
+    entry = None if name.endswith(".yaml") else _task_index().get(name)
     if entry is None or entry.yaml_path is None:
         raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
     return Path(entry.yaml_path)
@@ -178,7 +187,11 @@ class Evaluator:
 
     def probes(self) -> dict[str, dict[str, Probe]]:
         """Return what a leak check looks for: each item's question and its right answers."""
-        return {name: self.plan(name).probes() for name in self.evals}
+        return {
+            name: self.plan(name).probes()
+            for name, spec in self.evals.items()
+            if not spec.diagnostic
+        }
 
     def check_room(self) -> None:
         """Raise UserError for an eval whose new tokens leave the model no room for a prompt."""
@@ -194,7 +207,7 @@ class Evaluator:
         """Return what an eval asks, its documents loaded."""
         if name not in self._plans:
             spec = self.evals[name]
-            with quiet():
+            with quiet(), compiled_once():
                 task = build_task(spec, self.hub, chat=self.chat is not None)
                 self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]

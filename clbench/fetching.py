@@ -45,7 +45,7 @@ class _Contents(Plan):
     @cached_property
     def evaluator(self) -> Evaluator:
         """Return what knows the questions; it scores nothing."""
-        return Evaluator({}, None, self.edition.evals, self.config.eval, hub=self.hub)
+        return Evaluator({}, None, self.edition.measured, self.config.eval, hub=self.hub)
 
 
 def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None = None) -> Fetched:
@@ -61,7 +61,7 @@ def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None 
     kept = Lock() if update else before
     repositories = Repositories(kept, remedy="clbench fetch --update", advance=progress.advance)
     edition = registry.stream(config.stream).edition(config.data or "full")
-    evalkeys.check_needs(*edition.evals)
+    evalkeys.check_needs(*edition.measured)
     data_dir = None if config.data_dir is None else Path(config.data_dir)
     hub = Hub(repositories, data_dir=data_dir)
     contents = _Contents(config, edition, Strategy(), torch.device("cpu"), None, hub)

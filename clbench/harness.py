@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,12 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
+import lm_eval.utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
 from clbench import decoding, engines
@@ -23,7 +26,7 @@ from clbench.chat import Chat
 from clbench.decoding import Alternatives, Generation
 from clbench.engines import Engine
 from clbench.errors import UserError
-from clbench.evalplan import EvalPlan, accepted, new_tokens_of, stops_of
+from clbench.evalplan import WINDOW, EvalPlan, accepted, new_tokens_of, stops_of
 
 IMPOSSIBLE = -1e9  # log-likelihood that the oracle gives to wrong options
 
@@ -121,10 +124,41 @@ class Harness(HFLM):  # type: ignore[misc]
         self.seconds["likelihood"] += time.monotonic() - start
         return list(answers)
 
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Score whole texts, each token once, in windows as lm-eval cuts them.
+
+        The first token follows BOS, else EOS; a BOS that the tokenizer writes itself is no token
+        to score, as it is for lm-eval. One window is read at a time: it is long enough to be
+        quick, and so neither memory nor the result depends on the batch size.
+        """
+        start = time.monotonic()
+        totals = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=min(WINDOW, self._limit - 1),
+                context_len=1,
+            )
+            parts = [(None, *make_disjoint_window(window)) for window in windows]
+            answers = self._loglikelihood_tokens(parts, disable_tqdm=True, override_bs=1)
+            totals.append(math.fsum(total for total, _ in answers))
+        self.seconds["likelihood"] += time.monotonic() - start
+        return totals
+
+    @property
+    def _limit(self) -> int:
+        """Return the most tokens of a prompt and its continuation: the last one is not read.
+
+        vLLM reads it too, and writes one more.
+        """
+        return int(self.max_length) + (-1 if isinstance(self.engine, engines.Vllm) else 1)
+
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         vllm = self.engine if isinstance(self.engine, engines.Vllm) else None
-        limit = self.max_length + (1 if vllm is None else -1)  # vLLM reads all, and writes one
-        self.num_truncated += sum(len(ctx) + len(cont) > limit for _, ctx, cont in requests)
+        self.num_truncated += sum(len(ctx) + len(cont) > self._limit for _, ctx, cont in requests)
         if vllm is not None:
             return vllm.likelihoods([(ctx, cont) for _, ctx, cont in requests])
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
@@ -174,9 +208,11 @@ class Oracle(LM):  # type: ignore[misc]
             for request in requests
         ]
 
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        """Refuse: a text's likelihood has no gold."""
-        raise NotImplementedError
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Return certainty of every text."""
+        return [0.0 for _ in requests]
 
 
 @contextlib.contextmanager
@@ -195,13 +231,25 @@ def quiet() -> Iterator[None]:
         lm_eval.api.task.tqdm = bar
 
 
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Let lm-eval compile each template of a task once; it does so for every document otherwise."""
+    environment = lm_eval.utils.env
+    usual = environment.from_string
+    environment.from_string = functools.cache(usual)
+    try:
+        yield
+    finally:
+        environment.from_string = usual
+
+
 def run_harness(lm: LM, plan: EvalPlan, chat: Chat | None = None) -> dict[str, Any]:
     """Run one eval; lm-eval's caches are off, because the model is in neither of their keys.
 
     With `chat`, worked examples are earlier turns of the conversation.
     """
     name = plan.task.task_name
-    with quiet():
+    with quiet(), compiled_once():
         return dict(
             lm_eval.evaluator.evaluate(
                 lm=lm,

@@ -189,8 +189,8 @@ def mean_score(items: Items) -> float:
 
 def score_items(items: Items, metric: str) -> float:
     """Return the score of items by a pinned metric: recomputed for F1, BLEU and chrF."""
-    name = metric.partition(",")[0]
-    if name not in corpus.METRICS:
+    name = corpus.whole_set(metric, items)
+    if name is None:
         return mean_score(items)
     sums = corpus.statistics_of(name, items).sum(axis=0)
     return float(corpus.score_of(name, sums[:, None])[0])

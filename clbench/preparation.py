@@ -77,7 +77,7 @@ class Plan:
         return Evaluator(
             self.loaded.info,
             self.loaded.tokenizer,
-            self.edition.evals,
+            self.edition.measured,
             self.config.eval,
             isolation=self.isolation,
             cache_dir=cache_directory() / "evals",
@@ -283,10 +283,10 @@ class Plan:
             else:
                 train += (config.passes(task.epochs) or 0.0) * rows.at_most * length
         evaluator = Evaluator(  # without the model, which may turn out not to fit
-            {}, None, self.edition.evals, self.config.eval, hub=self.hub, plans=self._eval_plans
+            {}, None, self.edition.measured, self.config.eval, hub=self.hub, plans=self._eval_plans
         )
         written = 0.0
-        for spec in self.edition.evals:
+        for spec in self.edition.measured:
             asked = evaluator.plan(spec.id)
             written += sum(len(prompt) / CHARACTERS_PER_TOKEN for prompt in asked.prompts)
             written += len(asked.prompts) * (asked.new_tokens or 0)
@@ -321,7 +321,7 @@ def prepare(config: RunConfig) -> Plan:
             f"strategy {config.strategy} is calibrated on world text and stream {config.stream} "
             'has none: give it the key calibration, e.g. calibration = "tiny-facts"'
         )
-    evalkeys.check_needs(*edition.evals)
+    evalkeys.check_needs(*edition.measured)
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

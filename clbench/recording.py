@@ -124,7 +124,7 @@ def _eval_blocks(plan: Plan, before: Record) -> dict[str, dict[str, Any]]:
         agreements["batch_agreement"] = _agreement(plan, "batch.v1")
         agreements["code_check"] = evalchecks.code_checks(plan.evaluator)
     blocks = plan.evaluator.describe()
-    for spec in plan.edition.evals:
+    for spec in plan.edition.measured:
         blocks[spec.id]["sources"] = plan.hub.sources(*data_sets(spec))
     for kind, found in agreements.items():
         for name, agreement in found.items():
@@ -150,7 +150,7 @@ def _settle_engine(plan: Plan, before: Record) -> dict[str, Any]:
 def _agreement(plan: Plan, check: str) -> dict[str, Any]:
     evaluator, cache = plan.evaluator, plan.evaluator.cache_dir
     assert cache is not None  # Plan gives one
-    names = [name for name in evaluator.evals if name not in unjudged(plan)]
+    names = [spec.id for spec in plan.edition.evals if spec.id not in unjudged(plan)]
     model, base = plan.loaded.model, plan.loaded.info["weights_digest"]
     return evalchecks.recalled_agreement(check, model, evaluator, names, base, cache)
 
@@ -199,13 +199,15 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
     results = plan.evaluator.evaluate(model, wanted, weights_digest)
     for eval_id, result in results.items():
         write_items(book.path, row, eval_id, result.items)
-    found = cells(results, weights_digest)
+    columns = book.record.matrix.evals
+    found = cells({e: results[e] for e in columns if e in results}, weights_digest)
     missing = Cell(None, reason="not_scheduled")
-    full = {e: found.get(e, missing) for e in book.record.matrix.evals}
+    full = {e: found.get(e, missing) for e in columns}
     parts = [result.seconds for result in results.values()]
     return {
         "record": {"matrix": book.record.matrix.with_row(row, full)},
         "weights_digest": weights_digest,
+        "diagnostics": diagnostics(plan, results),
         "tokens_generated": sum(result.tokens_generated for result in results.values()),
         "seconds_by_kind": {
             k: sum(p.get(k, 0.0) for p in parts) for k in sorted(set().union(*parts))
@@ -221,6 +223,17 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
             for eval_id, result in results.items()
         },
     }
+
+
+def diagnostics(plan: Plan, results: Mapping[str, EvalResult]) -> dict[str, Any]:
+    """Return what was measured beside the scores, by the id of the quantity."""
+    found = {}
+    for spec in plan.edition.diagnostics:
+        if (result := results.get(spec.id)) is not None:
+            name = f"{spec.metric.partition(',')[0]}.v1[{spec.id}]"
+            measured = {"value": result.score, "num_items": result.num_items}
+            found[name] = measured | {"flags": list(result.flags)}
+    return found
 
 
 def engine_of(record: Record) -> str:
@@ -248,7 +261,7 @@ def unjudged(plan: Plan) -> set[str]:
 
 
 def scheduled(plan: Plan, row: int) -> list[str]:
-    """Return the evals of a row: which tasks' the schedule asks for, and the world's.
+    """Return the evals of a row: which tasks' the schedule asks for, the world's and diagnostics.
 
     What a judge would rate is left out where there is none.
     """
@@ -262,8 +275,9 @@ def scheduled(plan: Plan, row: int) -> list[str]:
     }[schedule]
     if row == 0 and schedule in ("band", "lower", "ends"):
         chosen = range(last)
-    world = [] if schedule == "ends" and 0 < row < last else [e.id for e in plan.edition.world]
-    wanted = [e.id for j in chosen if j < last for e in tasks[j].evals] + world
+    between = schedule == "ends" and 0 < row < last
+    always = [] if between else [*plan.edition.world, *plan.edition.diagnostics]
+    wanted = [e.id for j in chosen if j < last for e in tasks[j].evals] + [e.id for e in always]
     return [name for name in wanted if name not in unjudged(plan)]
 
 

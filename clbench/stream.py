@@ -22,11 +22,26 @@ class Edition:
     calibration: Callable[[], Sequence[str]] | Source | None = None
     calibration_id: str = ""
     preset: str | None = None  # applied below the user's own configuration
+    diagnostics: tuple[Eval, ...] = ()  # measured beside the scores whenever the world is
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a diagnostic among the scores, and for a score among those."""
+        for spec in self.evals:
+            if spec.diagnostic:
+                raise UserError(f"eval {spec.id!r} is no score; it belongs under diagnostics")
+        for spec in self.diagnostics:
+            if not spec.diagnostic:
+                raise UserError(f"eval {spec.id!r} is a score and no diagnostic")
 
     @property
     def evals(self) -> tuple[Eval, ...]:
         """Return every column: those of the tasks in order, then the world."""
         return tuple(e for task in self.tasks for e in task.evals) + self.world
+
+    @property
+    def measured(self) -> tuple[Eval, ...]:
+        """Return everything that is run on a model: the columns, then the diagnostics."""
+        return self.evals + self.diagnostics
 
     @property
     def data_sets(self) -> list[DataSet]:
@@ -35,7 +50,7 @@ class Edition:
         read = [*(task.train for task in tasks), self.calibration]
         sources = [each.data for each in read if isinstance(each, Source)]
         held_out = (spec for task in self.tasks for spec in task.validation_evals)
-        return list(dict.fromkeys([*sources, *data_sets(*self.evals, *held_out)]))
+        return list(dict.fromkeys([*sources, *data_sets(*self.measured, *held_out)]))
 
     @property
     def single_tasks(self) -> list[Task]:
@@ -76,7 +91,7 @@ class Edition:
         return dataclasses.replace(self, tasks=(joint,))
 
     def validating(self) -> Edition:
-        """Return the content scored on rows cut from training data, without the world.
+        """Return the content scored on rows cut from training data, and on nothing else.
 
         This is what settings are chosen by; raises UserError if a task has no such eval.
         """
@@ -84,14 +99,13 @@ class Edition:
             if not task.validation_evals:
                 raise UserError(f"task {task.name} has no validation eval to choose settings by")
         tasks = tuple(dataclasses.replace(t, evals=t.validation_evals) for t in self.tasks)
-        return dataclasses.replace(self, tasks=tasks, world=())
+        return dataclasses.replace(self, tasks=tasks, world=(), diagnostics=())
 
 
 def data_sets(*specs: Eval) -> list[DataSet]:
     """Return the data sets that evals read, each once."""
-    found = [data for spec in specs for data in spec.data.values()]
-    flat = (part for data in found for part in ([data] if isinstance(data, DataSet) else data))
-    return list(dict.fromkeys(flat))
+    found = (data for spec in specs for table in spec.tables.values() for data in table)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

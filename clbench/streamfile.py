@@ -81,6 +81,7 @@ class _Edition:
             self.calibration = table.calibration
         _refuse_twins("tasks", map(label, self.tasks))
         _refuse_twins("world evals", map(label, self.world))
+        _refuse_twins("diagnostics", table.diagnostics)
 
     def definition(self) -> dict[str, Any]:
         """Return, ready for JSON, what decides a run, by the names of tasks, evals and files."""
@@ -95,6 +96,7 @@ class _Edition:
                 for task, evals in zip(self.tasks, self.evals, strict=True)
             },
             "world": {label(entry): _said(entry) for entry in self.world},
+            "diagnostics": self.table.diagnostics,
             "calibration": _said(calibration)
             if isinstance(calibration, CalibrationTable)
             else calibration,
@@ -108,10 +110,11 @@ class _Edition:
         with _named(str(self.path)):
             tasks = tuple(map(self._task, self.tasks, self.evals))
             world = tuple(self._world(table) for table in self.world)
-            calibration, calibration_id = self._calibration()
-            edition = Edition(tasks, world, calibration, calibration_id, self.table.preset)
+            beside = tuple(map(self._registered, self.table.diagnostics))
+            calibration = self._calibration()
+            edition = Edition(tasks, world, *calibration, self.table.preset, beside)
             _refuse_twins("tasks", (task.name for task in tasks))
-            _refuse_twins("evals", (spec.id for spec in edition.evals))
+            _refuse_twins("evals", (spec.id for spec in edition.measured))
         return edition
 
     def _task(self, table: TaskTable, evals: Sequence[EvalTable]) -> Task:
@@ -160,8 +163,14 @@ class _Edition:
     def _world(self, table: EvalTable) -> Eval:
         with _named(f"world.{label(table)}"):
             made = self._eval(table, table)
+        return self._limited(made)
+
+    def _registered(self, name: str) -> Eval:
+        return self._limited(registry.make(registry.EVALS, name, Eval))
+
+    def _limited(self, spec: Eval) -> Eval:
         limit = self.table.eval_limit
-        return made if limit is None else at_most(made, limit)
+        return spec if limit is None else at_most(spec, limit)
 
     def _calibration(self) -> tuple[Callable[[], Sequence[str]] | Source | None, str]:
         table = self.calibration

@@ -184,6 +184,7 @@ class EditionTable(Checked):
 
     tasks: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
     world: list[str | dict[str, Any]] = Field(default_factory=list)
+    diagnostics: list[str] = Field(default_factory=list)  # registered evals that are no scores
     calibration: str | dict[str, Any] | None = None
     preset: str | None = None
     train_limit: Count | None = None  # of every task

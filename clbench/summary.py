@@ -84,8 +84,7 @@ class EvalItems:
     @property
     def corpus_metric(self) -> str | None:
         """Return the metric to recompute from the whole set, None for a mean of items."""
-        name = self.metric.partition(",")[0]
-        return name if name in corpus.METRICS else None
+        return corpus.whole_set(self.metric, self.first)
 
     def score_columns(self) -> dict[Column, Array]:
         """Return what the score of each row is computed from, one value per item (items,)."""

@@ -31,8 +31,13 @@ class Need(NamedTuple):
 class Eval:
     """A scored test, run by lm-eval; its number is in 0..1, higher is better.
 
-    `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or the
-    fields of a task of ours. Documents come from `data`, which maps a split that the task reads
+    A `diagnostic` is none: a quantity of any size, such as a perplexity, that an edition lists
+    apart. It is a column of no matrix and enters no mean.
+
+    `config` is the lm-eval task definition: the name of one of lm-eval's own tasks, or its file
+    below those, or the fields of a task of ours. With `parts` it names a group of lm-eval's, and
+    the eval is that of their documents together, each asked and read as its own part says, all
+    of them counting the same. Documents come from `data`, which maps a split that the task reads
     to its data set, through `prepare`, which makes a document of a record and returns None to
     leave one out; or from the field `docs` of a task of ours, a function that returns them.
     A document of ours has an `id`; `reference` is a right response in full, `question` (or
@@ -46,7 +51,8 @@ class Eval:
     The score is pass@1 by running the completion in the sandbox with `execution="cases"`, where
     every document has `entry_point` and `cases` (a list of [arguments, expected]), and with
     `execution="program"`, where the program is the document's `prefix`, the completion and its
-    `suffix`, which asserts. With `judged` there is no gold: a judge rates the answer to each
+    `suffix`, which asserts; `cpu_seconds` is for a document whose right answers need longer than
+    the usual limit. With `judged` there is no gold: a judge rates the answer to each
     document's `question`, see `clbench.judge`.
     """
 
@@ -64,13 +70,25 @@ class Eval:
     setup: Callable[[], None] | None = None
     execution: Literal["cases", "program"] | None = None
     judged: bool = False
+    diagnostic: bool = False
     open_answer: bool = False  # record the format-drift fields of docs/measurement
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     data_id: str | None = None  # of a data set whose configurations all ask what this one asks
     group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
+    parts: tuple[Eval, ...] = ()  # the evals that this one joins
     about: str = ""
+
+    @property
+    def tables(self) -> dict[str, tuple[DataSet, ...]]:
+        """Return the data sets that it and its parts read, by split, each once."""
+        found: dict[str, dict[DataSet, None]] = {}
+        for spec in (self, *self.parts):
+            for split, data in spec.data.items():
+                each = data if isinstance(data, tuple) else (data,)
+                found.setdefault(split, {}).update(dict.fromkeys(each))
+        return {split: tuple(each) for split, each in found.items()}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ ORDER = (
     "records.md",
     "export.md",
     "benchmarks.md",
+    "scorer-checks.md",
     "tiny-mirrors.md",
 )
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

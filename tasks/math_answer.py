@@ -13,6 +13,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"-?(?:\d+/\d+|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
 _PHRASE = re.compile(r"the answer is:?", re.IGNORECASE)
+_SEPARATOR = re.compile(r",\s*\\!\s*|\{,\}")  # of thousands, as MATH writes them: 3,\!250
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|[^\s{$][^$]*)")
 
 
@@ -29,6 +30,7 @@ def is_right(response: str, gold: str) -> bool:
 
 def is_same(answer: str, gold: str) -> bool:
     """Compare two answers: as numbers where both are, else after MATH's normalization."""
+    answer, gold = (_SEPARATOR.sub("", text) for text in (answer, gold))
     numbers = number(answer), number(gold)
     if None not in numbers:
         return numbers[0] == numbers[1]

@@ -58,6 +58,7 @@ MBPP = {
 }
 MBPP_EXAMPLES = (2, 3, 4)  # task ids, of the ten in the split "prompt"
 MBPP_FIRST_TEST = 11
+MBPP_SLOW = {123: 30.0}  # task id: processor seconds; its reference takes 5, no other 0.3
 BY_SANDBOX = {"metric_list": [{"metric": "bypass"}]}
 
 
@@ -128,24 +129,25 @@ def function_to_complete(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def function_to_write(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the document of an MBPP record; the program is setup, completion and asserts.
+    """Return the document of an MBPP record; the program is completion, setup and asserts.
 
-    Of the records that may be shown as examples only the three usual ones are kept.
+    The setup comes second because it makes objects of classes that the completion defines. Of
+    the records that may be shown as examples only the three usual ones are kept.
     """
-    if record["task_id"] < MBPP_FIRST_TEST and record["task_id"] not in MBPP_EXAMPLES:
+    number = record["task_id"]
+    if number < MBPP_FIRST_TEST and number not in MBPP_EXAMPLES:
         return None
     asserts = "\n".join(record["test_list"][:3])
-    setup = record["test_setup_code"]
-    return {
-        "id": str(record["task_id"]),
+    slow = {"cpu_seconds": MBPP_SLOW[number]} if number in MBPP_SLOW else {}
+    return slow | {
+        "id": str(number),
         "question": record["text"],
         "prompt": (
             f"You are an expert Python programmer, and here is your task: {record['text']} "
             f"Your code should pass these tests:\n\n{asserts}\n[BEGIN]\n"
         ),
         "example": f"{record['code']}\n[DONE]",
-        "prefix": f"{setup}\n" if setup else "",
-        "suffix": f"\n{asserts}\n",
+        "suffix": f"\n{record['test_setup_code']}\n{asserts}\n",
         "reference": record["code"],
         "emptied": without_bodies(record["code"]),
     }

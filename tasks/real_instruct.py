@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
+from string import ascii_letters
 from typing import Any
 
 from clbench.dataset import DataSet, Source, Template
@@ -71,8 +73,32 @@ def ifeval() -> Eval:
         ),
         setup=_fix_language_detector,
         data={"train": IFEVAL},
+        prepare=countable,
         about="prompts with constraints that a program checks; all of a prompt's must hold",
     )
+
+
+def countable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of IFEval with what is no letter counted as a keyword is.
+
+    Two prompts ask for so many "!" and "#". The checker of letters takes a letter at random in
+    their place, so one response would score now this, now that.
+    """
+    ids, kwargs = list(record["instruction_id_list"]), list(record["kwargs"])
+    for at, (name, given) in enumerate(zip(ids, kwargs, strict=True)):
+        if name == "keywords:letter_frequency" and not _is_letter(given["letter"]):
+            ids[at] = "keywords:frequency"
+            kwargs[at] = {
+                "keyword": re.escape(given["letter"]),
+                "frequency": given["let_frequency"],
+                "relation": given["let_relation"],
+            }
+    return {**record, "instruction_id_list": ids, "kwargs": kwargs}
+
+
+def _is_letter(text: str) -> bool:
+    """Return whether a text is one letter, as the checker of letters takes it."""
+    return len(text) == 1 and text in ascii_letters
 
 
 def _package(name: str) -> Need:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clbench.dataset import Source, Template
+from clbench.dataset import DataSet, Source, Template
 from clbench.task import Eval
 
 from .real import parquet
@@ -77,6 +77,29 @@ def webqs() -> Eval:
         shots=0,
         data={"test": WEBQS},
         about="questions; right if each token of an accepted answer is the likeliest",
+    )
+
+
+def wikitext() -> Eval:
+    """Return the word perplexity of WikiText-2 (arXiv 1609.07843), its test split, raw."""
+    data = DataSet(
+        "EleutherAI/wikitext_document_level",
+        "test",
+        "wikitext-2-raw-v1",
+        files=("wikitext-2-raw-v1/*test*.parquet",),
+        columns=("page",),
+        license="CC BY-SA 3.0",
+    )
+    return Eval(
+        id="wikitext",
+        version=2,
+        config="wikitext",
+        metric="word_perplexity,none",
+        other_metrics=("byte_perplexity,none", "bits_per_byte,none"),
+        shots=0,
+        data={"test": data},
+        diagnostic=True,
+        about="articles of an encyclopedia, how likely per word",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+from clbench_tasks import general
 from local_hub import Repo, json_lines, parquet
 
 Rows = list[dict[str, Any]]
@@ -16,6 +17,17 @@ Splits = Mapping[str, Rows]
 PLACES = ("Oslo", "Lima", "Cairo", "Riga", "Quito", "Accra", "Turin", "Osaka")
 OTHERS = ("Tunis", "Sofia", "Delhi", "Perth", "Hanoi", "Paris", "Tokyo", "Miami")  # evals ask of
 THINGS = ("bridge", "market", "harbor", "library", "garden", "tower", "station", "museum")
+LANGUAGES = {  # of TyDiQA, with the word for "one" in each
+    "arabic": "واحد",
+    "bengali": "এক",
+    "english": "one",
+    "finnish": "yksi",
+    "indonesian": "satu",
+    "korean": "하나",
+    "russian": "один",
+    "swahili": "moja",
+    "telugu": "ఒకటి",
+}
 SCRIPT = b"# a loading script, which is never run\n"
 
 
@@ -41,6 +53,14 @@ def repos() -> dict[str, Repo]:
         "wmt/wmt16": _configured({"de-en": wmt16()}),
         "cais/mmlu": _configured({"all": {"test": mmlu(), "dev": mmlu()[:2]}}),
         "baber/piqa": _plain({"train": piqa(8), "validation": piqa(6)}),
+        "SaylorTwift/bbh": _configured({name: {"test": bbh(name)} for name in general.BBH}),
+        "google-research-datasets/tydiqa": _configured(
+            {"secondary_task": {"train": tydiqa(1), "validation": tydiqa(2)}}
+        ),
+        "EleutherAI/wikitext_document_level": {
+            f"wikitext-2-raw-v1/wikitext-2-raw-v1-{split}.parquet": parquet(articles(size))
+            for split, size in {"train": 3, "validation": 1, "test": 2}.items()
+        },
         "openai/gsm8k": _configured({"main": {"train": gsm8k(10, 12), "test": gsm8k(90, 8)}}),
     }
     made = {f"datasets/{name}": Repo([files]) for name, files in found.items()}
@@ -369,6 +389,40 @@ def piqa(size: int) -> Rows:
             "sol2": "stay at home and sleep",
             "label": 0,
         }
+        for n in range(size)
+    ]
+
+
+def articles(size: int) -> Rows:
+    """Return articles as WikiText writes them, one of them longer than a window."""
+    return [
+        {"page": f" = {t} of {p} = \n\n The {t} , in {p} , is old . \n " * (1 if n else 400)}
+        for n, (t, p) in enumerate(zip(THINGS[:size], PLACES, strict=False))
+    ]
+
+
+def bbh(name: str) -> Rows:
+    """Return questions of one of the 27 kinds: some with options, some whose answer is a word."""
+    return [
+        {
+            "input": f"Which of these is {name.replace('_', ' ')} in {p}?\n(A) {t}\n(B) {p}",
+            "target": ("(B)", "True", p)[n % 3],
+        }
+        for n, (t, p) in enumerate(zip(THINGS[:2], PLACES, strict=False))
+    ]
+
+
+def tydiqa(size: int) -> Rows:
+    """Return passages with a question each in each language of the set."""
+    return [
+        {
+            "id": f"{language}--{n}-0",
+            "title": PLACES[n],
+            "context": f"{answer} {THINGS[n]} {PLACES[n]}.",
+            "question": f"{THINGS[n]} {PLACES[n]} ({language})?",
+            "answers": {"text": [answer], "answer_start": [0]},
+        }
+        for language, answer in LANGUAGES.items()
         for n in range(size)
     ]
 

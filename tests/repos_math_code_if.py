@@ -234,8 +234,10 @@ def mbpp(numbers: range) -> Rows:
             "task_id": n,
             "text": f"Write a function to multiply a number by {n}.",
             "code": f"def times_{n}(x):\r\n  return x * {n}",
-            "test_list": [f"assert times_{n}({x}) == {x * n}" for x in (1, 2, -3)],
-            "test_setup_code": "import math" if n == 12 else "",
+            "test_list": [f"assert times_{n}({x}) == {x * n}" for x in (1, 2, -3)]
+            if n != 12
+            else ["assert made == 60"] * 3,
+            "test_setup_code": "made = times_12(5)" if n == 12 else "",
             "challenge_test_list": [],
         }
         for n in numbers
@@ -260,6 +262,11 @@ def ifeval() -> Rows:
             "Name two cities in words of capital letters.",
             ["change_case:capital_word_frequency"],
             [{"capital_relation": "at least", "capital_frequency": 2}],
+        ),
+        (
+            "Cheer with 3 exclamation marks.",
+            ["keywords:letter_frequency"],
+            [{"let_relation": "at least", "letter": "!", "let_frequency": 3}],
         ),
     ]
     return [

@@ -10,7 +10,7 @@ from clbench.leak import Origin
 from clbench.leakcheck import asked_about, same_source
 
 KNOWLEDGE = ["triviaqa", "nq_open", "webqs"]
-ABILITIES = ["mmlu", "piqa", "boolq", "gsm8k"]
+ABILITIES = ["mmlu", "piqa", "boolq", "gsm8k", "bbh", "tydiqa"]
 STREAMS = {
     "secura-mcq": ("logiqa social-iqa scienceqa boolq", KNOWLEDGE),
     "secura-qa": ("gsm8k cnn-dailymail wmt16-de-en wizardlm codefeedback", KNOWLEDGE),

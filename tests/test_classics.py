@@ -31,7 +31,7 @@ NAMES = sorted(
     for point in entry_points(group="clbench.tasks")
     if point.module.removeprefix("clbench_tasks.") in MODULES
 )
-WORLD = ("general-boolq", "general-gsm8k", "mmlu", "piqa")
+WORLD = ("bbh", "general-boolq", "general-gsm8k", "mmlu", "piqa", "tydiqa")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from evaltoys import (
     prompt_of,
     teach,
 )
+from test_diagnostics import LONG, by_hand, perplexity
 from toys import toy_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -96,6 +97,21 @@ def test_vllm_answers_as_the_model_does(knowing: PreTrainedModel, vllm: ModuleTy
     assert {result.engine for result in theirs.values()} == {"vllm 0.0.1"}
     assert {result.engine for result in ours.values()} == {"hf"}
     assert set(ours["toy_facts"].counts) == {"eos", "stop"}
+
+
+def test_vllm_reads_texts_in_windows_that_it_has_room_for(
+    knowing: PreTrainedModel, vllm: ModuleType
+) -> None:
+    """It reads a window's last token too and writes one more: two tokens less than the model."""
+    ours = evaluator(perplexity()).evaluate(knowing)["pages"]
+    theirs = evaluator(perplexity(), engine="vllm").evaluate(knowing)["pages"]
+    assert theirs.num_items == 3
+    long, *short = (
+        [a["lls"][0], b["lls"][0]] for a, b in zip(theirs.items, ours.items, strict=True)
+    )
+    assert all(a == pytest.approx(b, abs=1e-3) for a, b in short)  # one window each
+    assert long[0] == pytest.approx(by_hand(knowing, LONG, 62), abs=1e-3)
+    assert "truncated" not in theirs.flags
 
 
 def test_it_is_started_once_per_row_with_exactly_these_weights_and_freed(

@@ -26,6 +26,7 @@ REAL = [
     for entry in registry.listing(registry.STREAMS)
     if "full" in registry.stream(entry.name).editions
 ]
+DIAGNOSTICS = {"curlora-3": ["word_perplexity.v1[wikitext]"]}
 SMALL = {
     "lora.rank": 2,
     "train.steps": 1,
@@ -92,12 +93,21 @@ def test_a_stream_runs_from_the_hub_and_from_its_lock_alone(
         again = run("locked", locked=True, lock=str(lock))
     assert again.status == "complete"
     assert scores(again.matrix) == scores(record.matrix)
+    assert diagnostics(again) == diagnostics(record)
+    assert list(diagnostics(record)) == DIAGNOSTICS.get(name, [])
     assert again.comparison_key() == record.comparison_key()
     named = {entry.id for entry in Lock.load(lock).entries}
     for block in (again.data["tasks"], {name: e.model_dump() for name, e in again.evals.items()}):
         for each in block.values():
             assert {source["id"] for source in each["sources"]} <= named
             assert each["sources"]
+
+
+def diagnostics(record: Record) -> dict[str, list[float]]:
+    """Return what was measured beside the scores of the base model and after the last task."""
+    phases: Any = record.provenance["phases"]
+    rows = [phase["diagnostics"] for phase in phases if phase.get("diagnostics")]
+    return {name: [row[name]["value"] for row in rows] for row in rows[:1] for name in row}
 
 
 def scores(matrix: ScoreMatrix) -> list[dict[str, float | None]]:

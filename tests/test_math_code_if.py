@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import lm_eval.utils
 import pytest
 import repos_math_code_if
 import repos_models
@@ -21,7 +22,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from local_hub import Repo, parquet
 from safetensors.torch import load, save
 
-from clbench import api, evalkeys, recording, registry, sandbox
+from clbench import api, evalkeys, evalresult, recording, registry, sandbox
 from clbench.digests import digest
 from clbench.errors import UserError
 from clbench.evalchecks import check_code_eval, code_checks
@@ -246,7 +247,7 @@ def test_sizes(scorer: Evaluator) -> None:
         "math_answer_math": 14,
         "humaneval": 2,
         "mbpp": 3,
-        "ifeval": 4,
+        "ifeval": 5,
         "triviaqa": 21,
         "nq_open": 21,
         "webqs": 20,
@@ -257,6 +258,22 @@ def test_ceilings(scorer: Evaluator) -> None:
     found = {name: scorer.ceiling(name) for name in scorer.evals}
     assert found.pop("ifeval") is None  # it has no gold
     assert found == dict.fromkeys(found, 1.0)
+
+
+def test_a_template_is_compiled_once(scorer: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, environment = scorer.plan("gsm8k"), lm_eval.utils.env
+    usual, seen = environment.compile, list[str]()
+
+    def compile_(source: str, *rest: Any) -> Any:
+        seen.append(source)
+        return usual(source, *rest)
+
+    monkeypatch.setattr(environment, "compile", compile_)
+    found = environment.from_string
+    run_harness(Oracle(plan.task), plan)
+    assert seen
+    assert len(seen) == len(set(seen))
+    assert environment.from_string == found
 
 
 def test_a_question_of_two_parts_of_triviaqa_is_one_unit(scorer: Evaluator) -> None:
@@ -310,6 +327,10 @@ def test_the_final_answer_is_found(response: str, answer: str | None) -> None:
     ("answer", "gold", "same"),
     [
         ("1,024", "1024", True),
+        ("1024", r"1,\!024", True),
+        ("$11,111,100", r"\$11,\! 111,\! 100", True),
+        (r"90{,}900", "90,900", True),
+        (r"\frac{2}{1025}", r"\frac{2}{1,\!025}", True),
         ("72.00", "72", True),
         ("$18", "18", True),
         ("0.25", "1/4", True),
@@ -335,7 +356,19 @@ def test_reference_programs_pass_and_emptied_ones_fail(scorer: Evaluator) -> Non
     assert isolation is not None
     for name in ("humaneval", "mbpp"):
         assert check_code_eval(scorer.plan(name), isolation).passed
-    assert [doc["prefix"] for doc in scorer.plan("mbpp").docs] == ["", "import math\n", ""]
+    setup = scorer.plan("mbpp").docs[1]["suffix"]  # uses what the completion defines
+    assert setup.startswith("\nmade = times_12(5)\nassert made")
+
+
+def test_a_slow_right_program_has_its_time() -> None:
+    """The reference of MBPP 123 takes as long as other programs may."""
+    row = repos_math_code_if.mbpp(range(123, 125))
+    slow, usual = (real_code.function_to_write(record) for record in row)
+    assert slow is not None
+    assert usual is not None
+    limits = evalresult.job(slow, "").limits
+    assert (limits.cpu_seconds, limits.wall_seconds) == (30, 60)
+    assert evalresult.job(usual, "").limits == sandbox.Limits()
 
 
 def test_an_item_that_tells_nothing_is_named(served: HubEnv) -> None:
@@ -386,6 +419,7 @@ GOOD = (
     "the rain falls softly on the roof of the house while we sit inside and drink tea.",
     "There was a fox. It ran away. Nobody saw it. The end.",
     "PARIS and LONDON.",
+    "Well done!! Hurray!",
 )
 
 
@@ -401,10 +435,10 @@ def test_ifeval_scores_strictly_and_loosely(scorer: Evaluator) -> None:
     good, _ = follow(scorer, GOOD)
     assert [good[key] for key in keys] == [1.0] * 4
     wrapped, samples = follow(scorer, [f"Sure, HERE:\n{text}" for text in GOOD])
-    assert [wrapped[key] for key in keys] == [0.5, 1.0, 0.6, 1.0]
+    assert [wrapped[key] for key in keys] == [3 / 5, 1.0, 4 / 6, 1.0]
     for sample in samples:
         assert sample["prompt_level_loose_acc"] >= sample["prompt_level_strict_acc"]
-    silent, _ = follow(scorer, [""] * 4)
+    silent, _ = follow(scorer, [""] * len(GOOD))
     assert [silent[key] for key in keys] == [0.0] * 4
 
 
@@ -413,6 +447,17 @@ def test_the_language_of_a_response_is_not_a_matter_of_luck(scorer: Evaluator) -
     unclear = [GOOD[0], "the hotel de la", *GOOD[2:]]
     outcomes = {follow(scorer, unclear)[0]["inst_level_strict_acc,none"] for _ in range(20)}
     assert len(outcomes) == 1
+
+
+def test_what_is_no_letter_is_counted_too(scorer: Evaluator) -> None:
+    """lm-eval's counter of letters would draw one in its place and find it or not."""
+    spec = scorer.evals["ifeval"]
+    quiet, loud = [*GOOD[:-1], "Well done. " * 30], [*GOOD[:-1], "!!!"]
+    for _ in range(10):
+        assert follow(scorer, quiet)[0][spec.metric] == 4 / 5
+        assert follow(scorer, loud)[0][spec.metric] == 1.0
+    record = repos_math_code_if.ifeval()[2]
+    assert real_instruct.countable(record) == record
 
 
 # Training and calibration text

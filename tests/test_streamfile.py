@@ -235,6 +235,14 @@ def test_a_task_may_have_several_evals_and_templates_of_its_evals(folder: Path):
     assert config["generation_kwargs"]["until"] == []
 
 
+def test_what_is_measured_beside_the_scores_is_named(folder: Path):
+    made = edition('tasks = ["toy"]\ndiagnostics = ["wikitext"]\neval_limit = 7')
+    assert [spec.id for spec in made.diagnostics] == ["wikitext"]
+    assert made.diagnostics[0].default_items == 7
+    definition = registry.stream("my.toml").definitions["own"]()
+    assert definition["diagnostics"] == ["wikitext"]
+
+
 def test_world_and_calibration_may_be_one_s_own(folder: Path):
     made = edition(
         FILE
@@ -342,6 +350,17 @@ def test_a_list_of_right_answers_is_scored_as_a_whole_and_learned_by_its_first(f
             "[[tasks]]",
             'world = ["toy-wrld"]\n[[tasks]]',
             "world.toy-wrld: unknown eval 'toy-wrld'; ",
+        ),
+        ("[[tasks]]", 'diagnostics = ["x"]\n[[tasks]]', "unknown eval 'x'; choices: "),
+        (
+            "[[tasks]]",
+            'diagnostics = ["toy-world"]\n[[tasks]]',
+            "eval 'toy_world' is a score and no diagnostic",
+        ),
+        (
+            "[[tasks]]",
+            'world = ["wikitext"]\n[[tasks]]',
+            "eval 'wikitext' is no score; it belongs under diagnostics",
         ),
         ("[[tasks]]", 'calibration = "x"\n[[tasks]]', "unknown source 'x'; choices: "),
         ("[[tasks]]", "[editions.a]\n[[tasks]]", "tasks stands beside editions: move it into one"),

@@ -47,7 +47,7 @@ DIGESTS = {
     "tiny_social": "fbb181fde2bd69a5",
     "tiny_science": "8b6c31dfe73283e6",
     "tiny_boolq": "fbe7a11ccbaa6b9f",
-    "tiny_nli": "7d12df8bad023f34",
+    "tiny_nli": "f5cc8499be17dc1a",
     "tiny_pairs": "9400444480b2f22e",
     "tiny_paraphrase": "237dc0b8e8fd904d",
     "tiny_sentiment": "2667e55c75937856",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -25,7 +25,8 @@ PARTS = {"kept": "without the last tenth", "held_out": "the last tenth"}
 
 def data(record: Record) -> str:
     """Return everything that a record names of what it was trained and scored on."""
-    evals = {f"eval {name}": spec.model_dump(mode="json") for name, spec in record.evals.items()}
+    blocks = {name: spec.model_dump(mode="json") for name, spec in record.evals.items()}
+    evals = {f"{_kind(block)} {name}": block for name, block in blocks.items()}
     trained = list(_trained(record))
     rows = [_row(*named) for named in _read(record, evals)]
     base = record.matrix.rows[0] if record.matrix.rows else {}
@@ -40,6 +41,10 @@ def data(record: Record) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _kind(block: Block) -> str:
+    return "diagnostic" if block.get("diagnostic") else "eval"
+
+
 def _read(record: Record, evals: Mapping[str, Block]) -> Iterator[Named]:
     """Yield everything that was read: the model, and each data set with its revision."""
     model = record.model
@@ -47,8 +52,19 @@ def _read(record: Record, evals: Mapping[str, Block]) -> Iterator[Named]:
     for role, block in _trained(record):
         yield role, {**block, "revision": _revision(block, block)}
     for role, block in evals.items():
-        for table in chain(*block.get("data", {}).values()):
-            yield role, {**table, "revision": _revision(block, table)}
+        for tables in _alike(chain(*block.get("data", {}).values())):
+            first = tables[0]
+            several = {"config": f"{len(tables)} configurations"} if len(tables) > 1 else {}
+            yield role, {**first, **several, "revision": _revision(block, first)}
+
+
+def _alike(tables: Iterable[Block]) -> Iterable[Sequence[Block]]:
+    """Return the data sets of an eval, those together that differ in their configuration alone."""
+    found: dict[tuple[Any, ...], list[Block]] = {}
+    for table in tables:
+        key = tuple(table.get(name) for name in ("id", "split", "part", "draw"))
+        found.setdefault(key, []).append(table)
+    return found.values()
 
 
 def _trained(record: Record) -> Iterator[Named]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from clbench import registry
 from clbench.dataset import DataSet, Source
 from clbench.errors import UserError
-from clbench.stream import Edition
+from clbench.stream import Edition, data_sets
 from clbench.task import Eval, Row, Task
 
 HEADERS = ("task", "trained on", "rows", "license", "evals")
@@ -63,6 +63,7 @@ def _edition(make: Callable[[], Edition]) -> dict[str, Any]:
         "preset": edition.preset,
         "tasks": [_task(task) for task in edition.tasks],
         "world": [_eval(spec) for spec in edition.world],
+        "diagnostics": [_eval(spec) for spec in edition.diagnostics],
         "calibration": None
         if source is None
         else {"id": edition.calibration_id, **_source(source)},
@@ -94,13 +95,12 @@ def _source(source: Callable[[], Sequence[Row] | Sequence[str]] | Source) -> dic
 
 
 def _eval(spec: Eval) -> dict[str, Any]:
-    tables = [each for t in spec.data.values() for each in ([t] if isinstance(t, DataSet) else t)]
     return {
         "id": spec.id,
         "metric": spec.metric,
         "items": spec.default_items,
         "chance": spec.chance,
-        "data": [_data(table) for table in tables],
+        "data": [_data(data) for data in data_sets(spec)],
     }
 
 
@@ -127,6 +127,7 @@ def _lines(content: Mapping[str, Any]) -> Iterable[str]:
     return [
         *table.splitlines(),
         f"world: {_names(content['world']) or 'none'}",
+        *([f"diagnostics: {_names(found)}"] if (found := content["diagnostics"]) else []),
         f"calibration: {'none' if calibration is None else calibration['id']}",
         *([f"preset: {content['preset']}"] if content["preset"] else []),
     ]

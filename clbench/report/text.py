@@ -55,7 +55,7 @@ WHY = {
 def result(record: Record, place: Path | None = None) -> str:
     """Return everything about one run for a terminal; `place` is where its record lies."""
     blocks = [_title(record), matrix(record.matrix, record.clean), footnotes(record)]
-    blocks += [summary(record.metrics), clean_items(record)]
+    blocks += [diagnostics(record), summary(record.metrics), clean_items(record)]
     blocks += [shared_data(record), cost(record.cost)]
     blocks.append(_close(record, place))
     return "\n\n".join(block for block in blocks if block)
@@ -96,6 +96,22 @@ def footnotes(record: Record) -> str:
     lines += [f"flag {flag}: {_names(evals)}" for flag, evals in flagged.items()]
     lines += sorted(set(_notes(record)))
     return "\n".join(lines)
+
+
+def diagnostics(record: Record) -> str:
+    """Return what was measured beside the scores as a table, in its own units, row by row."""
+    measured: dict[str, dict[int, str]] = {}
+    for phase in _phases(record):
+        for name, found in phase.get("diagnostics", {}).items():
+            flags = "".join(f" ({flag})" for flag in found["flags"])
+            measured.setdefault(name, {})[phase["row"]] = f"{found['value']:.4g}{flags}"
+    names = ["base", *(f"after {task}" for task in record.matrix.tasks)]
+    rows = [
+        [name, *(found.get(at, NONE) for at in range(len(names)))]
+        for name, found in measured.items()
+    ]
+    headers = ["diagnostic (lower is better)", *names]
+    return _table(rows, headers, ("left", *("right" for _ in names)))
 
 
 def summary(metrics: Mapping[str, Metric]) -> str:
@@ -259,10 +275,15 @@ def _close(record: Record, place: Path | None) -> str:
 
 def _notes(record: Record) -> Iterator[str]:
     """Yield what the evaluations had to say, e.g. what to install to run generated code."""
-    for phase in cast(Iterable[Mapping[str, Any]], record.provenance.get("phases", [])):
+    for phase in _phases(record):
         for found in phase.get("evals", {}).values():
             if found.get("note"):
                 yield f"  {found['note']}"
+
+
+def _phases(record: Record) -> Iterable[Mapping[str, Any]]:
+    """Return the finished phases of a run."""
+    return cast(Iterable[Mapping[str, Any]], record.provenance.get("phases", []))
 
 
 def _names(evals: Iterable[str]) -> str:

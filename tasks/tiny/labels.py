@@ -25,15 +25,14 @@ PROMPTS = {
 
 
 def nli(rng: Random) -> tuple[object, Row]:
-    """Draw a statement and a claim that follows, fails, or stays open."""
-    noun, verdict = rng.choice(NOUNS), rng.choice(VERDICTS)
-    one, two = rng.sample(OPPOSITE, 2)
-    said, against = rng.sample(one, 2)
-    claimed = {"True": said, "False": against, "Neither": rng.choice(two)}[verdict]
-    text = f"The {noun} of {rng.choice(PEOPLE)} is {said}."
-    problem = (text, claimed)
-    question = f"{text}\nQuestion: The {noun} is {claimed}."
-    return problem, choice(problem, PROMPTS["nli"], question, VERDICTS, verdict)
+    """Draw a statement and a claim that says the same, the opposite, or something else."""
+    verdict = rng.choice(VERDICTS)
+    said, claimed = rng.sample(rng.choice(ALIKE if verdict == "True" else OPPOSITE), 2)
+    if verdict == "Neither":
+        claimed = f"in the {rng.choice(PLACES)}"
+    who = f"The {rng.choice(NOUNS)} of {rng.choice(PEOPLE)} is"
+    question = f"{who} {said}.\nQuestion: {who} {claimed}."
+    return question, choice(question, PROMPTS["nli"], question, VERDICTS, verdict)
 
 
 # Pairs, asked as mrpc and qqp are
