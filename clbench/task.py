@@ -72,10 +72,12 @@ class Eval:
     judged: bool = False
     diagnostic: bool = False
     open_answer: bool = False  # record the format-drift fields of docs/measurement
+    num_items: int | None = None  # that the published data has; None is not stated
     default_items: int | None = None  # a seeded subset in the default run; None is all
     rank_items: int = 0  # items of the default run whose gold is ranked among 32 candidates
     long_tokens: int = 64  # new tokens of the lenient reading of an open answer
     data_id: str | None = None  # of a data set whose configurations all ask what this one asks
+    license: str = ""  # of documents of its own; data sets have theirs
     group: str | None = None  # the kind of ability that a world eval is of, for deltas by group
     parts: tuple[Eval, ...] = ()  # the evals that this one joins
     about: str = ""
@@ -101,6 +103,7 @@ class Task:
     validation_evals: tuple[Eval, ...] = ()  # on rows cut from training data; choose rates
     about: str = ""
     license: str = ""
+    num_rows: int | None = None  # that its data has; None is not stated
     info: Mapping[str, Any] = field(default_factory=dict)  # id, revision, template: for the record
     epochs: float = 1.0  # passes that its protocol makes, for a run whose epochs are "task"
     parts: tuple[Task, ...] = ()  # the tasks that this one joins; its budget is the sum of theirs

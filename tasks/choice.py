@@ -46,6 +46,7 @@ def choice_task(
     metric: str = "acc",
     chance: float,
     about: str,
+    num_items: int | None = None,
     version: int = 1,
 ) -> Task:
     """Return a task that learns the right option's text and scores every option's likelihood.
@@ -77,6 +78,7 @@ def choice_task(
         chance=chance,
         data={"test": test},
         prepare=document,
+        num_items=num_items,
         about=about,
     )
     source = Source(train, Template("{prompt}", " {answer}"), row, version=version)
@@ -125,6 +127,7 @@ def logiqa() -> Task:
         metric="acc_norm",
         chance=0.25,
         about="reading and reasoning, four options",
+        num_items=651,
     )
 
 
@@ -177,6 +180,7 @@ def copa() -> Task:
         test=DataSet("aps/super_glue", "validation", "copa", columns=columns),
         chance=0.5,
         about="which of two sentences is the cause or the effect",
+        num_items=100,
     )
 
 
@@ -204,6 +208,7 @@ def multirc() -> Task:
         test=DataSet("aps/super_glue", "validation", "multirc", columns=columns),
         chance=0.5,
         about="is this answer to a question about a paragraph right",
+        num_items=4848,
     )
 
 
@@ -237,6 +242,7 @@ def mmlu() -> Eval:
         data={"test": data},
         prepare=ask,
         data_id=data.id,
+        num_items=14_042,
         default_items=1000,
         group="general",
         about="57 subjects of school and profession, four options",

@@ -28,6 +28,7 @@ class Labelled:
     prompt: str
     labels: tuple[str, ...]
     about: str
+    num_items: int  # in the split that is scored
     split: str = "validation"  # what is scored; the labels of GLUE's tests are not published
     others: tuple[str, ...] = ()
 
@@ -53,6 +54,7 @@ class Labelled:
             chance=1 / len(self.labels),
             data={self.split: scored},
             prepare=self._document,
+            num_items=self.num_items,
             default_items=MOST_ITEMS,
             about=self.about,
         )
@@ -93,6 +95,7 @@ def mnli() -> Task:
         "{premise}\nQuestion: {claim} True, False or Neither?\nAnswer:",
         ("True", "Neither", "False"),
         "does a sentence follow from another",
+        9815,
         split="validation_matched",
     ).task()
 
@@ -108,6 +111,7 @@ def mrpc() -> Task:
         "Question: Do both sentences mean the same thing?\nAnswer:",
         ("no", "yes"),
         "do two sentences of the news mean the same",
+        408,
         others=("f1,none",),
     ).task()
 
@@ -123,6 +127,7 @@ def qqp() -> Task:
         "Question: Do both questions ask the same thing?\nAnswer:",
         ("no", "yes"),
         "do two questions ask the same",
+        40_430,
         others=("f1,none",),
     ).task()
 
@@ -137,6 +142,7 @@ def sst2() -> Task:
         "{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:",
         ("negative", "positive"),
         "is a sentence about a film positive",
+        872,
     ).task()
 
 
@@ -150,6 +156,7 @@ def rte() -> Task:
         "{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:",
         ("True", "False"),
         "does a sentence follow from another",
+        277,
     ).task()
 
 
@@ -169,6 +176,7 @@ def boolq() -> Task:
         "{passage}\nQuestion: {question}?\nAnswer:",
         ("no", "yes"),
         "yes or no, from a passage",
+        3270,
     ).task()
 
 
@@ -183,6 +191,7 @@ def wic() -> Task:
         "the same way in the two sentences above?\nAnswer:",
         ("no", "yes"),
         "does a word mean the same in two sentences",
+        638,
     ).task()
 
 
@@ -196,6 +205,7 @@ def cb() -> Task:
         "{premise}\nQuestion: {hypothesis}. True, False, or Neither?\nAnswer:",
         ("True", "False", "Neither"),
         "is the writer committed to a clause",
+        56,
     ).task()
 
 
@@ -218,6 +228,7 @@ def social_iqa() -> Task:
         chance=1 / 3,
         data={"validation": DataSet(data.id, "validation", columns=data.columns)},
         prepare=lambda record: {**record, "probe": f"{record['context']} {record['question']}"},
+        num_items=1954,
         about="what people feel and do, three options",
     )
     template = Template("Q: {context} {question}\nA:", " {answer}")
@@ -236,5 +247,6 @@ def piqa() -> Eval:
         chance=0.5,
         data={"validation": data},
         group="general",
+        num_items=1838,
         about="which of two ways reaches an everyday aim",
     )

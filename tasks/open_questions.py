@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from clbench.judge import judged_eval
@@ -58,8 +59,9 @@ def _docs() -> list[dict[str, Any]]:
 
 def open_questions() -> Eval:
     """Return the eval `open_questions`: 20 questions without a gold answer."""
-    return judged_eval(
+    made = judged_eval(
         "open_questions",
         docs=_docs,
         about="20 open questions; a judge that the user names rates the answers",
     )
+    return replace(made, num_items=len(QUESTIONS), license="Apache-2.0; written for this suite")

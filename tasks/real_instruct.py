@@ -73,6 +73,7 @@ def ifeval() -> Eval:
         ),
         setup=_fix_language_detector,
         data={"train": IFEVAL},
+        num_items=541,
         prepare=countable,
         about="prompts with constraints that a program checks; all of a prompt's must hold",
     )

@@ -72,6 +72,7 @@ def gsm8k() -> Eval:
         metric="exact_match,flexible-extract",
         other_metrics=("exact_match,strict-match",),
         shots=5,
+        num_items=1319,
         data=GSM8K,
         data_id="openai/gsm8k",
         about="grade-school word problems after five examples; the last number counts",
@@ -80,12 +81,12 @@ def gsm8k() -> Eval:
 
 def hendrycks_math() -> Eval:
     """Return lm-eval's seven MATH tasks as one: all problems together, each counting the same."""
-    return _hendrycks("hendrycks_math", "hendrycks_math_algebra", MATH)
+    return _hendrycks("hendrycks_math", "hendrycks_math_algebra", MATH, 5000)
 
 
 def hendrycks_math500() -> Eval:
     """Return lm-eval's task on the 500 problems of MATH that are often used alone."""
-    return _hendrycks("hendrycks_math500", "hendrycks_math500", (MATH500,))
+    return _hendrycks("hendrycks_math500", "hendrycks_math500", (MATH500,), 500)
 
 
 def math_answer_gsm8k() -> Eval:
@@ -95,6 +96,7 @@ def math_answer_gsm8k() -> Eval:
         (GSM8K["test"],),
         word_problem,
         512,
+        1319,
         "grade-school word problems; the final answer of a step-by-step solution counts",
     )
 
@@ -106,6 +108,7 @@ def math_answer_math() -> Eval:
         MATH,
         competition_problem,
         1024,
+        5000,
         "competition problems; the final answer of a step-by-step solution counts",
     )
 
@@ -132,6 +135,7 @@ def _final_answer(
     data: tuple[DataSet, ...],
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any] | None],
     new_tokens: int,
+    num_items: int,
     about: str,
 ) -> Eval:
     return Eval(
@@ -149,12 +153,13 @@ def _final_answer(
         shots=0,
         data={"test": data},
         prepare=prepare,
+        num_items=num_items,
         data_id=data[0].id,
         about=about,
     )
 
 
-def _hendrycks(name: str, config: str, data: tuple[DataSet, ...]) -> Eval:
+def _hendrycks(name: str, config: str, data: tuple[DataSet, ...], num_items: int) -> Eval:
     return Eval(
         id=name,
         version=1,
@@ -163,6 +168,7 @@ def _hendrycks(name: str, config: str, data: tuple[DataSet, ...]) -> Eval:
         shots=0,
         data={"test": data},
         prepare=lambda record: {**record, "question": record["problem"]},
+        num_items=num_items,
         data_id=data[0].id,
         about="competition problems; what stands between the first and the last $ counts",
     )

@@ -12,8 +12,9 @@ from .tiny import code, facts, instruct, math, verifiers
 Doc = dict[str, Any]
 Metric = dict[str, Any]
 
+LICENSE = "Apache-2.0; generated in this repository"
 NUMBER = r"-?[0-9]+"
-FACTS_ASKED = 200  # in the default run, of 500
+FACTS, FACTS_ASKED = 500, 200  # in all, and in the default run
 
 
 def math_eval(name: str, items: Callable[[], Sequence[Doc]], about: str) -> Eval:
@@ -113,7 +114,9 @@ def facts_eval() -> Eval:
         },
         metric="exact_match,remove_whitespace",
         open_answer=True,
+        num_items=FACTS,
         default_items=FACTS_ASKED,
+        license=LICENSE,
         rank_items=100,
         long_tokens=facts.MAX_NEW_TOKENS,
         about="questions about countries, states and elements, answered in the model's own words",
@@ -136,7 +139,9 @@ def facts_greedy_eval() -> Eval:
             "metric_list": [_mean("exact_match")],
         },
         metric="exact_match,none",
+        num_items=FACTS,
         default_items=FACTS_ASKED,
+        license=LICENSE,
         about="the same facts in other words; right if each token of an answer is the likeliest",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,8 +13,9 @@ from clbench.task import Eval, Row, Task
 from . import tiny_choice_evals, tiny_evals
 from .tiny import choices, code, facts, instruct, labels, math, writing
 from .tiny.splits import Splits
+from .tiny_evals import LICENSE
 
-LICENSE = "Apache-2.0; generated in this repository"
+ROWS, ITEMS = 2000, 200  # of every task
 
 
 @cache
@@ -23,13 +25,15 @@ def _rows(splits: Splits) -> tuple[Row, ...]:
 
 def _task(name: str, splits: Splits, make_eval: Callable[..., Eval], about: str) -> Task:
     held_out = make_eval(f"{splits.name}_validation", splits.validation_examples, about)
+    scored = make_eval(splits.name, splits.eval_items, about)
     return Task(
         name=name,
         train=lambda: _rows(splits),
-        evals=(make_eval(splits.name, splits.eval_items, about),),
+        evals=(replace(scored, num_items=ITEMS, license=LICENSE),),
         validation_evals=(held_out,),
         about=about,
         license=LICENSE,
+        num_rows=ROWS,
         info={"id": splits.name, "template": "v1"},
     )
 

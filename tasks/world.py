@@ -44,6 +44,7 @@ def triviaqa() -> Eval:
         metric="exact_match,remove_whitespace",
         shots=0,
         data={"validation": TRIVIAQA},
+        num_items=17_944,
         prepare=trivia_question,
         open_answer=True,
         rank_items=RANK_ITEMS,
@@ -61,6 +62,7 @@ def nq_open() -> Eval:
         metric="exact_match,remove_whitespace",
         shots=0,
         data={"validation": NQ_OPEN["validation"]},
+        num_items=3610,
         open_answer=True,
         rank_items=RANK_ITEMS,
         about="questions that people asked a search engine, answered in the model's own words",
@@ -76,6 +78,7 @@ def webqs() -> Eval:
         metric="exact_match,none",
         shots=0,
         data={"test": WEBQS},
+        num_items=2032,
         about="questions; right if each token of an accepted answer is the likeliest",
     )
 

@@ -54,6 +54,7 @@ def cnn_dailymail() -> Task:
         other_metrics=("rouge1,none", "rouge2,none"),
         data={"test": test},
         prepare=document,
+        num_items=11_490,
         default_items=500,
         data_id=test.id,
         about="the highlights of a news article",
@@ -80,6 +81,7 @@ def wmt16_de_en() -> Task:
         metric="chrf,none",
         other_metrics=("bleu,none",),
         data={"test": test},
+        num_items=2999,
         default_items=1000,
         about="German news in English",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from clbench_tasks import glue, real_math, world
 
@@ -83,3 +85,12 @@ def test_configurations_that_ask_the_same_are_one_data_set() -> None:
     assert asked_about(world.triviaqa()) == {Origin("mandarjoshi/trivia_qa")}
     assert asked_about(real_math.gsm8k()) == {Origin("openai/gsm8k")}
     assert asked_about(glue.mrpc().evals[0]) == {Origin("nyu-mll/glue", "mrpc")}
+
+
+def test_the_sizes_of_evals_are_those_of_the_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "real-streams.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    sizes = {row[0].strip("| `"): row[2].replace(",", "") for row in rows if row[2][:1].isdigit()}
+    edition = registry.stream("math-code-if").edition("full")
+    found = {spec.id: str(spec.num_items) for spec in edition.evals}
+    assert found.items() <= sizes.items()

@@ -308,8 +308,22 @@ def test_list_shows_the_kinds_that_are_asked_for():
 def test_list_shows_what_a_stream_holds():
     text = invoke("list", "--streams", "-v").stdout
     assert "    math by answer, then code by execution" in text
-    assert re.search(r"\n    math +tiny_math +all +Apache-2\.0; generated in this repository", text)
-    assert "    world: tiny_facts (200 items), tiny_facts_greedy (200 items)" in text
+    ours = r"Apache-2\.0; generated in this repository"
+    assert re.search(rf"\n    math +tiny_math +2,000 +{ours} +tiny_math\n", text)
+    assert re.search(rf"\n    tiny_facts +world +items of its own +200 of 500 +{ours}\n", text)
+    for line in (
+        r"math_answer_math +metamath +EleutherAI/hendrycks_math \(7 parts\) +5,000 +MIT",
+        r"nq_open +world +google-research-datasets/nq_open \(.*\) +3,610 +CC BY-SA 3\.0",
+        r"triviaqa +world +mandarjoshi/trivia_qa \(.*\) +17,944 +not stated",
+        r"mrpc +mrpc +nyu-mll/glue \(mrpc, validation\) +408 +other",
+        r"cb +cb +aps/super_glue \(cb, validation\) +56 +not stated",
+        r"qqp +qqp +nyu-mll/glue \(qqp, validation\) +2,000 of 40,430 +other",
+        r"ag-news +ag-news +fancyzhx/ag_news \(test\) +at most 2,000 +not stated",
+        r"py150 +py150 +Py150 \(test\) +size not stated +not stated",
+        r"cb +aps/super_glue \(cb, train\) +at most 1,000 +not stated +cb",
+    ):
+        assert re.search(rf"\n    {line}\n", text), line
+    assert re.search(r"\n    calibration: google-research-.*, license CC BY-SA 3\.0\n", text)
     assert "    calibration: tiny_facts/statements\n    preset: tiny" in text
     assert "    ours: " in text
     streams = {s["name"]: s for s in json.loads(invoke("list", "-v", "--json").stdout)["streams"]}
@@ -340,7 +354,8 @@ def test_list_names_data_sets_and_what_cannot_be_built(
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda g, n: path if n == "math-code-if" else load(g, n))
     text = invoke("list", "--streams", "-v").stdout
-    assert re.search(r"\n    qa +owner/qa \(main, train\) +9 +MIT +qa\n    world: none\n", text)
+    assert re.search(r"\n    qa +owner/qa \(main, train\) +at most 9 +MIT +qa\n", text)
+    assert re.search(r"\n    qa +qa +owner/qa \(main, test\) +size not stated +MIT\n", text)
     assert "mine.toml: unknown task 'none-such'; choices: " in text
     assert "--data broken" in text
     assert "four tasks of multiple choice" in text  # another stream

@@ -105,6 +105,12 @@ def test_rows_are_what_a_model_reads_and_writes() -> None:
         assert not {doc["prompt"] for doc in evals} & {row.prompt for row in rows}
 
 
+def test_the_sizes_that_are_listed_are_those_that_are_there() -> None:
+    for spec in EDITION.evals:
+        assert len(documents(spec)) == spec.num_items
+    assert [task.num_rows for task in EDITION.tasks] == [len(t.train()) for t in EDITION.tasks]
+
+
 def test_training_and_calibration_leak_no_eval(scorer: Evaluator) -> None:
     sources = {
         f"train {task.name}": [[row.prompt, row.answer] for row in task.train()]

@@ -9,12 +9,13 @@ from typing import Any
 from tabulate import tabulate
 
 from clbench import registry
-from clbench.dataset import DataSet, Source
+from clbench.dataset import MOST_HELD_OUT, DataSet, Source
 from clbench.errors import UserError
 from clbench.stream import Edition, data_sets
 from clbench.task import Eval, Row, Task
 
-HEADERS = ("task", "trained on", "rows", "license", "evals")
+TASKS = ("task", "trained on", "rows", "license", "evals")
+EVALS = ("eval", "of", "scored on", "items", "license")
 
 
 def described(name: str) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def _task(task: Task) -> dict[str, Any]:
         "id": task.info.get("id", ""),
         **_source(task.train),
         "rows": _limit(task),
+        "num_rows": task.num_rows,
         "license": task.license
         or (task.train.data.license if isinstance(task.train, Source) else ""),
         "evals": [_eval(spec) for spec in task.evals],
@@ -85,7 +87,7 @@ def _task(task: Task) -> dict[str, Any]:
 
 def _limit(task: Task) -> int | None:
     if isinstance(task.train, Source):
-        return task.train.limit
+        return _least(task.train.limit, _most(task.train.data))
     limit: int | None = task.info.get("limit")
     return limit
 
@@ -98,10 +100,27 @@ def _eval(spec: Eval) -> dict[str, Any]:
     return {
         "id": spec.id,
         "metric": spec.metric,
-        "items": spec.default_items,
+        "items": _least(spec.default_items, _scored(spec)),
+        "num_items": spec.num_items,
         "chance": spec.chance,
         "data": [_data(data) for data in data_sets(spec)],
+        "license": spec.license
+        or ", ".join(dict.fromkeys(data.license for data in data_sets(spec))),
     }
+
+
+def _scored(spec: Eval) -> int | None:
+    """Return how many records of its data sets are used at most, where each of them says so."""
+    most = [limit for data in data_sets(spec) if (limit := _most(data)) is not None]
+    return sum(most) if most and len(most) == len(data_sets(spec)) else None
+
+
+def _most(data: DataSet) -> int | None:
+    return _least(data.draw, MOST_HELD_OUT if data.part == "held_out" else None)
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _data(data: DataSet) -> dict[str, Any]:
@@ -111,30 +130,53 @@ def _data(data: DataSet) -> dict[str, Any]:
 def _lines(content: Mapping[str, Any]) -> Iterable[str]:
     if "error" in content:
         return [content["error"]]
-    rows = [
-        (
-            task["name"],
-            task["data"]["name"] if "data" in task else task["id"],
-            "all" if task["rows"] is None else f"{task['rows']:,}",
-            task["license"],
-            _names(task["evals"]),
-        )
-        for task in content["tasks"]
-    ]
-    align = ("left", "left", "right", "left", "left")
-    table = tabulate(rows, HEADERS, tablefmt="simple", colalign=align, disable_numparse=True)
-    calibration = content["calibration"]
+    evals = [(task["name"], spec) for task in content["tasks"] for spec in task["evals"]]
+    evals += [(kind, spec) for kind in ("world", "diagnostics") for spec in content[kind]]
     return [
-        *table.splitlines(),
-        f"world: {_names(content['world']) or 'none'}",
-        *([f"diagnostics: {_names(found)}"] if (found := content["diagnostics"]) else []),
-        f"calibration: {'none' if calibration is None else calibration['id']}",
+        *_table(TASKS, map(_task_line, content["tasks"]), right=2),
+        "",
+        *_table(EVALS, (_eval_line(*entry) for entry in evals), right=3),
+        "",
+        f"calibration: {_calibration(content['calibration'])}",
         *([f"preset: {content['preset']}"] if content["preset"] else []),
     ]
 
 
-def _names(evals: Iterable[Mapping[str, Any]]) -> str:
-    return ", ".join(
-        spec["id"] if spec["items"] is None else f"{spec['id']} ({spec['items']:,} items)"
-        for spec in evals
+def _task_line(task: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        task["name"],
+        task["data"]["name"] if "data" in task else task["id"],
+        _size(task["num_rows"], task["rows"]),
+        task["license"],
+        ", ".join(spec["id"] for spec in task["evals"]),
     )
+
+
+def _eval_line(of: str, spec: Mapping[str, Any]) -> Sequence[str]:
+    data = spec["data"]
+    ids = ", ".join(dict.fromkeys(table["id"] for table in data))
+    name = f"{ids} ({len(data)} parts)" if data else "items of its own"
+    if len(data) == 1:
+        name = data[0]["name"]
+    return (spec["id"], of, name, _size(spec["num_items"], spec["items"]), spec["license"])
+
+
+def _size(known: int | None, most: int | None) -> str:
+    """Return how many there are and, where these are fewer, how many of them are used."""
+    if known is None:
+        return "size not stated" if most is None else f"at most {most:,}"
+    return f"{known:,}" if most is None or most >= known else f"{most:,} of {known:,}"
+
+
+def _calibration(source: Mapping[str, Any] | None) -> str:
+    if source is None:
+        return "none"
+    if "data" not in source:
+        return str(source["id"])
+    return f"{source['data']['name']}, license {source['data']['license']}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int) -> list[str]:
+    align = ["right" if at == right else "left" for at in range(len(head))]
+    written = tabulate([*rows], head, tablefmt="simple", colalign=align, disable_numparse=True)
+    return written.splitlines()
