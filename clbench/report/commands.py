@@ -70,12 +70,12 @@ def _option(words: Sequence[str]) -> Option:
 
 def _is_of(typed: Sequence[Option], asked: Mapping[str, Any]) -> bool:
     """Tell whether a run is the one that was typed, not a reference that was run beside it."""
-    given = {option.name: option.value for option in typed}
+    given, strategy = {option.name: option.value for option in typed}, asked.get("strategy")
     if not given or asked.get("joint"):
         return False
     if asked.get("tasks") and not given.keys() & {"--tasks", "--config"}:
         return False
-    return bool(given.get("--strategy", asked["strategy"]) == asked["strategy"])
+    return bool(given.get("--strategy", strategy) == strategy)
 
 
 def _is_of_strategy(option: Option, params: Mapping[str, Mapping[str, Any]]) -> bool:
