@@ -38,6 +38,7 @@ FACTORIES: dict[str, Callable[[], Eval]] = {
     for point in entry_points(group="clbench.evals")
     if point.value.partition(":")[0].removeprefix("clbench_tasks.")
     in ("real_math", "real_code", "real_instruct", "world")
+    and not point.load()().diagnostic  # test_diagnostics has those
 }
 EXACT = "exact_match,remove_whitespace"
 # version, shots, stops, new tokens, metric: lm-eval 0.4.13's, but for the last two, which are ours
