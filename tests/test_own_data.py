@@ -45,6 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         patch.setenv("CLBENCH_CACHE", str(folder / "cache"))
         json_lines(folder / "capitals.jsonl", ROWS)
         (folder / "capitals.toml").write_text(file)
+        patch.setattr("sys.argv", ["clbench", *command, *QUICK])
         return folder, CliRunner().invoke(main, [*command, *QUICK])
 
 
@@ -70,7 +71,8 @@ def test_it_takes_ten_lines():
 def test_records_become_a_finished_run(done: tuple[Path, Result], folder: Path):
     assert done[1].exit_code == 0, done[1].output
     assert "after capitals" in done[1].stdout
-    assert "clbench run --stream capitals.toml --strategy lora-null --seed 1" in done[1].stdout
+    again = shlex.join(["clbench", *page()[1], *QUICK, "--seed", "1"])
+    assert f"\n  {again}  # another seed\n" in done[1].stdout
     record = Record.load(run_directory(folder))
     assert record.status == "complete"
     assert set(record.flags) == {"few_items", "limited"}
@@ -84,18 +86,20 @@ def test_records_become_a_finished_run(done: tuple[Path, Result], folder: Path):
 
 def test_a_record_names_what_was_trained_and_scored(folder: Path):
     shown = CliRunner().invoke(main, ["show", str(run_directory(folder))]).stdout
-    after = shown.partition("another strategy")[2]
+    after = shown.partition("the paired difference")[2]
     for line in (
         r"train capitals +capitals\.jsonl \(without the last tenth\) +sha256 \w{12} +36 +not",
         r"eval capitals +capitals\.jsonl \(the last tenth\) +sha256 \w{12} +not stated",
         r"calibration +tiny_facts/statements",
-        r"train capitals: prompt 'Question: What is the capital of \{country\}\?\\nAnswer:', "
-        r"answer ' \{capital\}'",
+        r'train capitals: template with prompt "Question: What is the capital of \{country\}\?\\n'
+        r'Answer:", answer " \{capital\}"',
+        r"eval capitals: clbench's, version 1, zero-shot, .*prompt "
+        r'"Question: What is the capital of \w+ \d\?\\nAnswer:"',
         r"eval capitals +exact_match,normalized +3 drawn +0 +32 new tokens",
         r"eval tiny_facts +exact_match,remove_whitespace +3 drawn",
         r"items of each eval, at most: 3",
         r"stream file: capitals\.toml",
-        r"leak: no item of an eval was found in",
+        r"leak: none; no eval's question is in what the model was trained",
     ):
         assert re.search(line, after), line
 
