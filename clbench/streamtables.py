@@ -75,7 +75,7 @@ class EvalTable(TextTable):
     title: ClassVar[str] = "eval"
 
     use: str | None = None
-    lm_eval: str | None = None
+    lm_eval: Annotated[str, Field(min_length=1)] | None = None
     metric: str | None = None  # the key under lm-eval's results, "metric,filter"
     shots: int | None = Field(default=None, ge=0)  # None is what lm-eval's task says
     score: str | None = None
@@ -103,6 +103,8 @@ class EvalTable(TextTable):
         if self.lm_eval is not None and self.metric is None:
             example = 'metric = "exact_match,none"'
             raise ValueError(f"lm_eval = {self.lm_eval!r} needs the key of its score: {example}")
+        if self.stops is not None and "" in self.stops:
+            raise ValueError("stops holds '', which would end every answer before it begins")
         if self.score is not None and self.score not in SCORES:
             raise unknown("score", self.score, SCORES)
         return self

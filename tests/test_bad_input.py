@@ -1,0 +1,146 @@
+"""Bad input of all kinds is one sentence that names it and the choices, before anything is done."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks._index import Entry, Kind
+from test_streamfile import FILE, edition, json_lines
+
+from clbench import evaluation, preparation
+from clbench.config import EvalConfig
+from clbench.errors import UserError
+from clbench.evaluation import Evaluator
+from clbench.task import Eval
+
+LM_EVAL = """[tasks.eval]
+lm_eval = "{}"
+metric = "{}"
+data = "{}"
+shots = 0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, which has records of a user's."""
+    json_lines(
+        tmp_path / "train.jsonl", [{"country": f"C{i}", "capital": f"T{i}"} for i in range(40)]
+    )
+    sums = [{"question": f"{i}?", "choices": ["a", "b"], "answer": f"#### {i}"} for i in range(9)]
+    json_lines(tmp_path / "sums.jsonl", sums)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def own_eval(name: str, metric: str, data: str = "train.jsonl") -> Eval:
+    """Return one of lm-eval's tasks over the user's records, as a stream file asks for it."""
+    text = FILE.partition("[tasks.eval]")[0] + LM_EVAL.format(name, metric, data)
+    return edition(text).evals[0]
+
+
+def refusal(*specs: Eval) -> str:
+    """Return the sentence that evals are refused with before any model is there."""
+    preparation.quiet_libraries()
+    with pytest.raises(UserError) as caught:
+        Evaluator({}, None, specs, EvalConfig()).describe()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# lm-eval's own tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "choices"),
+    [
+        ("humaneval", "humaneval", 'give use = "humaneval", or name another task of lm-eval\'s'),
+        ("mbpp_instruct", "mbpp", 'give use = "mbpp", or name another task of lm-eval\'s'),
+        ("cruxeval_input", "cruxeval", "isolation only; name another task of lm-eval's"),
+    ],
+)
+def test_generated_code_is_never_run_by_lm_eval(folder: Path, name: str, module: str, choices: str):
+    sentence = refusal(own_eval(name, "pass@1,create_test"))
+    assert f"lm-eval's task '{name}' runs what the model writes in this process" in sentence
+    assert sentence.endswith(choices)
+    assert f"lm_eval.tasks.{module}.utils" not in sys.modules  # which runs code when imported
+
+
+def test_a_program_of_lm_eval_is_refused(folder: Path):
+    assert "lm-eval's task 'squadv2' is a program" in refusal(own_eval("squadv2", "f1,none"))
+
+
+def test_a_group_of_tasks_names_some_of_them(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    group = Entry("mmlu", Kind.GROUP, folder, cfg={"task": ["stem", "mmlu_law"]})
+    tag = Entry("stem", Kind.TAG, None, tags={f"mmlu_{i}" for i in range(6)})
+    law = Entry("mmlu_law", Kind.TASK, folder)
+    index: Mapping[str, Any] = {entry.name: entry for entry in (group, tag, law)}
+    monkeypatch.setattr(evaluation, "_task_index", lambda: index)
+    assert refusal(own_eval("mmlu", "acc,none")) == (
+        "lm-eval's 'mmlu' is a group of tasks; give use = \"mmlu\", or name one of its tasks: "
+        "mmlu_0, mmlu_1, mmlu_2, mmlu_3, mmlu_4, and 2 more"
+    )
+    assert "'stem' is a group of tasks; name one" in refusal(own_eval("stem", "acc,none"))
+    assert re.search(r"has no task 'a/b'$", refusal(own_eval("a/b", "acc,none")))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "column", "columns"),
+    [
+        ("arc_easy", "train.jsonl", "question", "country, capital"),  # a template
+        ("hellaswag", "train.jsonl", "ctx_a", "country, capital"),  # a function
+        ("mmlu_abstract_algebra", "few.jsonl", "answer", "question, choices"),  # a name alone
+    ],
+)
+def test_a_column_that_lm_eval_misses_is_named(
+    folder: Path, name: str, data: str, column: str, columns: str
+):
+    few = [{"question": f"{i}?", "choices": list("abcd")} for i in range(9)]
+    json_lines(folder / "few.jsonl", few)
+    spec = own_eval(name, "acc,none", data)
+    if name == "hellaswag":
+        spec = edition(
+            FILE.partition("[tasks.eval]")[0]
+            + LM_EVAL.format(name, "acc,none", data)
+            + 'split = "validation"'
+        ).evals[0]
+    assert refusal(spec) == (
+        f"eval {name}: lm-eval's task '{name}' reads column '{column}' of the records of {data}; "
+        f"choices: {columns}"
+    )
+
+
+def test_a_wrong_key_of_lm_eval_names_the_right_ones(folder: Path):
+    assert refusal(own_eval("gsm8k", "exact_match,none", "sums.jsonl")) == (
+        "unknown metric of eval gsm8k 'exact_match,none'; did you mean exact_match,strict-match? "
+        "choices: exact_match,flexible-extract, exact_match,strict-match"
+    )
+
+
+# A stream file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("score =", 'stops = ["x", ""]\nscore =', "tasks.capitals.eval: stops holds '', which wo"),
+        (
+            'score = "exact_match"',
+            'lm_eval = ""\nmetric = "acc,none"',
+            "tasks.capitals.eval.lm_eval is '': string should have at least 1",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_when_it_is_read(
+    folder: Path, old: str, new: str, sentence: str
+):
+    assert old in FILE
+    with pytest.raises(UserError) as caught:
+        edition(FILE.replace(old, new, 1))
+    assert str(caught.value).startswith(f"my.toml: {sentence}")
+    assert "\n" not in str(caught.value)
