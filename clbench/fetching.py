@@ -14,10 +14,11 @@ from clbench.evaluation import Evaluator
 from clbench.hub import Hub
 from clbench.hubcache import Repository, check_space
 from clbench.lock import UNSTATED, Entry, Lock, readable
-from clbench.preparation import Plan, quiet_libraries
+from clbench.preparation import Plan, check_cache, quiet_libraries
 from clbench.progress import Progress, Silent
 from clbench.report.data import leaks
 from clbench.repositories import Repositories
+from clbench.results import check_writable
 from clbench.strategy import Strategy
 
 
@@ -57,6 +58,8 @@ def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None 
     quiet_libraries()
     progress = progress or Silent()
     path = Path(config.lock)
+    check_cache()
+    check_writable(path.parent, "the folder of the lock", "choose another --lock")
     before = Lock.load(path) if path.exists() else Lock()
     kept = Lock() if update else before
     repositories = Repositories(kept, remedy="clbench fetch --update", advance=progress.advance)

@@ -38,6 +38,7 @@ from clbench.evaluation import Evaluator
 from clbench.hub import Hub, open_hub
 from clbench.leakcheck import Checked, LeakCheck
 from clbench.progress import Progress, Silent
+from clbench.results import check_writable
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
@@ -292,9 +293,15 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clbench"
 
 
+def check_cache() -> None:
+    """Raise UserError where results and tokens cannot be kept."""
+    check_writable(cache_directory(), "the cache", "let CLBENCH_CACHE name another folder")
+
+
 def prepare(config: RunConfig) -> Plan:
     """Resolve the names of a configuration; raises UserError for what cannot be run."""
     quiet_libraries()
+    check_cache()
     edition = registry.stream(config.stream).edition(config.data or "full")
     if config.order is not None:
         edition = edition.reordered(config.order)

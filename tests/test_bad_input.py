@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hub_stream
 import pytest
+import test_own_hub
+from click.testing import CliRunner
+from hub_fixtures import hub_environment
 from lm_eval.tasks._index import Entry, Kind
 from test_streamfile import FILE, edition, json_lines
 
 from clbench import evaluation, preparation
+from clbench.cli import main
 from clbench.config import EvalConfig
 from clbench.errors import UserError
 from clbench.evaluation import Evaluator
@@ -144,3 +149,76 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_read(
         edition(FILE.replace(old, new, 1))
     assert str(caught.value).startswith(f"my.toml: {sentence}")
     assert "\n" not in str(caught.value)
+
+
+# Places that cannot be used
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a file, in which no folder can be made."""
+    path = tmp_path / "file"
+    path.write_text("")
+    return path
+
+
+def run(*words: str) -> str:
+    """Return the sentence that a command of clbench is refused with."""
+    result = CliRunner().invoke(main, [*words, "-q"])
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("clbench: ").strip()
+
+
+RUN = ("run", "--stream", "math-code-if", "--strategy", "lora", "--out", "out")
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_done(
+    folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLBENCH_CACHE", str(file))
+    for command in (RUN, ("fetch", "--stream", "math-code-if")):
+        assert run(*command) == (
+            f"the cache '{file}' cannot be written (Not a directory); "
+            "let CLBENCH_CACHE name another folder"
+        )
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["file/x/y", "/proc/x/y"])
+def test_a_run_directory_that_cannot_be_made_is_named(folder: Path, file: Path, place: str):
+    sentence = run(*RUN[:-1], place)
+    assert re.fullmatch(
+        rf"the run directory '{place}' cannot be written \(.*\); choose another --out", sentence
+    )
+
+
+def test_a_lock_that_cannot_be_written_is_named_before_the_hub_is_asked(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with hub_environment(hub_stream.repos(), tmp_path / "home") as env:
+        write_own_hub(tmp_path / "my.toml")
+        assert run("fetch", "--stream", "my.toml", "--lock", "file/clbench.lock") == (
+            "the folder of the lock 'file' cannot be written (Not a directory); "
+            "choose another --lock"
+        )
+        assert env.hub.requests == []
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with hub_environment(hub_stream.repos(), file):
+        monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / "cache"))
+        write_own_hub(tmp_path / "my.toml")
+        assert re.fullmatch(
+            rf"the folder {file}/\S+ for data set 'acme/sums' cannot be used "
+            r"\(Not a directory\); let HF_HOME name another folder",
+            run("fetch", "--stream", "my.toml"),
+        )
+
+
+def write_own_hub(path: Path) -> None:
+    path.write_text(test_own_hub.FILE)
