@@ -130,11 +130,21 @@ def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
     tables = {split: hub.table(data) for split, data in spec.data.items()}
     if spec.prepare is None:
         return tables
-    made = {split: [spec.prepare(record) for record in table] for split, table in tables.items()}
-    return {
-        split: Documents(dict(doc) for doc in docs if doc is not None)
-        for split, docs in made.items()
-    }
+    return {split: _prepared(spec, split, table) for split, table in tables.items()}
+
+
+def _prepared(spec: Eval, split: str, table: Any) -> Documents:
+    """Return the documents of a split; raises UserError where every record is left out."""
+    assert spec.prepare is not None
+    made = [spec.prepare(record) for record in table]
+    docs = Documents(dict(doc) for doc in made if doc is not None)
+    if not docs:
+        raise UserError(
+            f"eval {spec.id} can ask none of the {len(made)} records of split {split}, whose "
+            "answers are empty or which it leaves out"
+        )
+    docs.num_left_out = len(made) - len(docs)
+    return docs
 
 
 @contextlib.contextmanager

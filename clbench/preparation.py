@@ -243,9 +243,17 @@ class Plan:
         return self.leak_check.report()
 
     def read(self, progress: Progress) -> None:
-        """Check the evals, tokenize the training rows, and say how many of them are left out."""
+        """Check the evals, tokenize the training rows, and say how much of both is left out."""
         self.evaluator.check_room()
         self.leak_check.scans(progress)
+        for name in self.evaluator.evals:
+            plan = self.evaluator.plan(name)
+            if plan.num_left_out:
+                total = len(plan.everything) + plan.num_left_out
+                progress.note(
+                    f"eval {name}: {plan.num_left_out:,} of {total:,} records have an empty answer "
+                    "or cannot be asked, and are left out"
+                )
         for task in self.edition.tasks:
             facts = self.examples(task, progress).facts
             reasons = {

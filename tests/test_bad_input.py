@@ -19,8 +19,11 @@ from test_streamfile import FILE, edition, json_lines
 from clbench import evaluation, preparation
 from clbench.cli import main
 from clbench.config import EvalConfig
+from clbench.dataset import Source
 from clbench.errors import UserError
 from clbench.evaluation import Evaluator
+from clbench.hub import Hub
+from clbench.results import Record
 from clbench.task import Eval
 
 LM_EVAL = """[tasks.eval]
@@ -206,11 +209,12 @@ def test_a_lock_that_cannot_be_written_is_named_before_the_hub_is_asked(
         assert env.hub.requests == []
 
 
-def test_a_cache_of_the_hub_that_cannot_be_written_is_named(
-    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    with hub_environment(hub_stream.repos(), file):
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path: Path, file: Path):
+    with (
+        hub_environment(hub_stream.repos(), file),
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / "cache"))
         write_own_hub(tmp_path / "my.toml")
         assert re.fullmatch(
@@ -222,3 +226,58 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(
 
 def write_own_hub(path: Path) -> None:
     path.write_text(test_own_hub.FILE)
+
+
+# Records without an answer
+
+
+EMPTY = ["", None, " ", "Rome"]
+SMALL = ["--set", "train.steps=1", "--set", "train.max_length=64"]
+
+
+def test_records_with_an_empty_answer_are_left_out_and_counted(folder: Path):
+    records = [{"country": f"C{i}", "capital": EMPTY[i % 4]} for i in range(40)]
+    json_lines(folder / "train.jsonl", records)
+    text = FILE.replace(" {capital}", " It is {capital}.")  # whose text is never empty
+    (folder / "my.toml").write_text('preset = "tiny"\n' + text)
+    command = ["run", "--stream", "my.toml", "--strategy", "lora", "--out", "out", *SMALL]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "task capitals: 27 of 36 training rows have an empty answer" in result.output
+    assert "eval capitals: 3 of 4 records have an empty answer or cannot be" in result.output
+    record = Record.load(folder / "out")
+    rows = record.data["tasks"]["capitals"]
+    assert (rows["num_rows"], rows["num_empty"], rows["num_examples"]) == (36, 27, 9)
+    assert record.evals["capitals"].model_dump()["num_left_out"] == 3
+    assert record.matrix.rows[0]["capitals"].num_items == 1
+
+
+def test_an_option_or_one_of_a_list_of_answers_may_be_empty(folder: Path):
+    golds = [["x", ""], [], ["", "y"], [None]]
+    json_lines(folder / "train.jsonl", [{"country": "C", "capital": g} for g in golds])
+    task = edition(FILE).tasks[0]
+    assert isinstance(task.train, Source)
+    assert task.train.prepare is not None
+    rows = [
+        task.train.template.row("", task.train.prepare(r)) for r in Hub().table(task.train.data)
+    ]
+    assert [row.answer for row in rows] == [" x", "", " y"]
+    ask = task.evals[0].prepare
+    assert ask is not None
+    assert ask({"country": "C", "capital": [None]}) is None
+    assert ask({"country": "C", "capital": ["", "y", "z"]})["golds"] == ["y", "z"]
+    choice = edition(FILE.replace("[tasks.eval]", 'options = ["a", "b"]\n[tasks.eval]')).tasks[0]
+    assert isinstance(choice.train, Source)
+    assert choice.train.prepare is not None
+    found = [
+        choice.train.prepare({"country": "C", "capital": v})["capital"] for v in ("b", 0, None)
+    ]
+    assert found == ["b", "a", ""]
+
+
+def test_an_eval_without_any_answer_is_refused(folder: Path):
+    json_lines(folder / "train.jsonl", [{"country": f"C{i}", "capital": ""} for i in range(40)])
+    assert refusal(*edition(FILE).evals) == (
+        "eval capitals can ask none of the 4 records of split test, whose answers are empty or "
+        "which it leaves out"
+    )
