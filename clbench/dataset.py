@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from clbench.errors import UserError
@@ -69,6 +70,16 @@ class DataSet:
             "columns": list(self.columns),
             "license": self.license,
         }
+
+
+def data_file(base: str | Path, name: str) -> Path:
+    """Return the path of a file of the user's; raises UserError where it is none."""
+    path = Path(base) / Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder, and data names a file in one")
+    if not path.is_file():
+        raise UserError(f"there is no data file {str(path)!r}")
+    return path
 
 
 @dataclass(frozen=True)
@@ -207,10 +218,15 @@ class Texts:
 def fields_of(text: str) -> tuple[str, ...]:
     """Return the columns that a text names, in order; raises UserError for a malformed text."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
     except ValueError as error:
         raise UserError(f"the template {text!r} is malformed: {error}") from None
-    for name in names:
-        if not name.isidentifier():
+    for _, name, form, conversion in fields:
+        if not str(name).isidentifier():
             raise UserError(f"the template {text!r} holds {{{name}}}, which is no column name")
-    return tuple(names)
+        if form or conversion:
+            raise UserError(
+                f"the template {text!r} formats column {name}, which is written as it is; "
+                f"write {{{name}}} alone"
+            )
+    return tuple(str(name) for _, name, _, _ in fields)

@@ -11,7 +11,7 @@ import torch
 from clbench import evalkeys, model_files, registry
 from clbench.config import RunConfig
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub
+from clbench.hub import Hub, check_data_dir
 from clbench.hubcache import Repository, check_space
 from clbench.lock import UNSTATED, Entry, Lock, readable
 from clbench.preparation import Plan, check_cache, quiet_libraries
@@ -64,6 +64,7 @@ def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None 
     kept = Lock() if update else before
     repositories = Repositories(kept, remedy="clbench fetch --update", advance=progress.advance)
     edition = registry.stream(config.stream).edition(config.data or "full")
+    check_data_dir(config, *edition.data_sets)
     evalkeys.check_needs(*edition.evals)
     data_dir = None if config.data_dir is None else Path(config.data_dir)
     hub = Hub(repositories, data_dir=data_dir)

@@ -35,7 +35,7 @@ from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub, open_hub
+from clbench.hub import Hub, check_data_dir, open_hub
 from clbench.leakcheck import Checked, LeakCheck
 from clbench.progress import Progress, Silent
 from clbench.results import check_writable
@@ -311,6 +311,7 @@ def prepare(config: RunConfig) -> Plan:
     quiet_libraries()
     check_cache()
     edition = registry.stream(config.stream).edition(config.data or "full")
+    check_data_dir(config, *edition.data_sets)
     if config.order is not None:
         edition = edition.reordered(config.order)
     if config.tasks is not None:

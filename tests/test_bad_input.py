@@ -142,6 +142,32 @@ def test_a_wrong_key_of_lm_eval_names_the_right_ones(folder: Path):
             'lm_eval = ""\nmetric = "acc,none"',
             "tasks.capitals.eval.lm_eval is '': string should have at least 1",
         ),
+        (
+            "[tasks.eval]",
+            'train_limit = "5"\n[tasks.eval]',
+            "tasks.capitals.train_limit is '5': input should be a valid integer",
+        ),
+        ("score =", "chance = '0.5'\nscore =", "tasks.capitals.eval.chance is '0.5': input should"),
+        (
+            "{country}",
+            "{country!r:>10}",
+            "tasks.capitals: the template 'Q: {country!r:>10}?\\nA:' formats column country, whic",
+        ),
+        (
+            "[tasks.eval]",
+            "options = ['a', 3]\n[tasks.eval]",
+            "tasks.capitals.options.1 is 3: input should be a valid string",
+        ),
+        (
+            "[tasks.eval]",
+            "options = 3\n[tasks.eval]",
+            "tasks.capitals.options is 3: input should be a valid tuple or a valid string",
+        ),
+        (
+            FILE,
+            "tasks = [3]",
+            "stream.tasks.0 is 3: input should be a valid string or a valid dictionary",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_when_it_is_read(
@@ -152,6 +178,65 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_read(
         edition(FILE.replace(old, new, 1))
     assert str(caught.value).startswith(f"my.toml: {sentence}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_given_as_data_is_said_to_be_one(folder: Path):
+    sentence = f"{str(folder)!r} is a folder, and data names a file in one"
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        edition(FILE.replace("train.jsonl", "."))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--tasks", "math,math", "task math is named twice; each is learned once"),
+        ("--tasks", "", "no task is named; choices: math, code, if"),
+        (
+            "--data-dir",
+            "/tmp",
+            "--data-dir '/tmp' is given, and stream math-code-if reads no data set that is "
+            "published as a folder; leave it away",
+        ),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    folder: Path, option: str, value: str, sentence: str
+):
+    assert run(*RUN, option, value) == sentence
+    if option == "--data-dir":
+        assert run("fetch", "--stream", "math-code-if", option, value) == sentence
+    assert not (folder / "out").exists()
+
+
+# A data set of the hub
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            "",
+            "data set acme/sums has several configurations and none is named; give config; "
+            "choices: plain, hard",
+        ),
+        (
+            'config = "plan"',
+            "unknown configuration of data set acme/sums 'plan'; did you mean plain? choices: "
+            "hard, plain",
+        ),
+    ],
+)
+def test_a_configuration_is_named_or_chosen(tmp_path: Path, config: str, sentence: str):
+    with (
+        hub_environment(hub_stream.repos(), tmp_path / "home"),
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        monkeypatch.chdir(tmp_path)
+        write_own_hub(tmp_path / "my.toml", config)
+        assert run("fetch", "--stream", "my.toml") == sentence
 
 
 # Places that cannot be used
@@ -224,8 +309,8 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path: Path, file
         )
 
 
-def write_own_hub(path: Path) -> None:
-    path.write_text(test_own_hub.FILE)
+def write_own_hub(path: Path, config: str = 'config = "plain"') -> None:
+    path.write_text(test_own_hub.FILE.replace('config = "plain"', config))
 
 
 # Records without an answer
