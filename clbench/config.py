@@ -125,7 +125,7 @@ class EvalConfig(Checked):
     @model_validator(mode="after")
     def _judge_with_a_name(self) -> Self:
         if (self.judge is None) != (self.judge_model is None):
-            raise ValueError("judge is a URL and judge_model a name: give both or neither")
+            raise ValueError("judge (a URL) and judge_model (a name) must be given together")
         if self.judge is not None and not self.judge.startswith(("http://", "https://")):
             raise ValueError(f"judge is {self.judge!r}, not a URL such as http://localhost:8000/v1")
         return self
