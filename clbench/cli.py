@@ -65,8 +65,10 @@ def positions(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 
 
 def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Read names such as math,code."""
-    return None if value is None else tuple(part.strip() for part in value.split(","))
+    """Read names such as math,code; an empty text names none."""
+    if value is None:
+        return None
+    return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -5,6 +5,7 @@ Layers: default < preset < TOML file < command line; each one names only what it
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,7 @@ class Checked(BaseModel):
         try:
             return cls.model_validate(readable)
         except ValidationError as error:
-            raise UserError(_sentence(title, error)) from None
+            raise UserError(_sentence(title, readable, error)) from None
 
 
 def _passes(value: object) -> object:
@@ -124,9 +125,7 @@ class EvalConfig(Checked):
     @model_validator(mode="after")
     def _judge_with_a_name(self) -> Self:
         if (self.judge is None) != (self.judge_model is None):
-            raise ValueError(
-                "judge (a URL) and judge_model (a name) are given together or not at all"
-            )
+            raise ValueError("judge (a URL) and judge_model (a name) must be given together")
         if self.judge is not None and not self.judge.startswith(("http://", "https://")):
             raise ValueError(f"judge is {self.judge!r}, not a URL such as http://localhost:8000/v1")
         return self
@@ -376,12 +375,24 @@ def _none_if_allowed(model: type[BaseModel], key: str, value: Any) -> Any:
     return None if value == "none" and allowed else value
 
 
-def _sentence(title: str, error: ValidationError) -> str:
+def _sentence(title: str, values: Mapping[str, Any], error: ValidationError) -> str:
     """Say what is wrong with the first field: its name, its value, and what it may be."""
     first = error.errors()[0]
     if first["type"] == "value_error" and not first["loc"]:
         return f"{title}: {first['ctx']['error']}"
-    field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return f"{title}.{field} is missing"
-    return f"{title}.{field} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"{title}.{first['loc'][-1]} is missing"
+    place = _place(first["loc"], values)
+    same = [each["msg"] for each in error.errors() if _place(each["loc"], values) == place]
+    reasons = " or ".join(dict.fromkeys(same)).replace(" or Input should be", " or")
+    return f"{title}.{'.'.join(place)} is {first['input']!r}: {reasons[0].lower()}{reasons[1:]}"
+
+
+def _place(location: tuple[int | str, ...], value: Any) -> list[str]:
+    """Return the keys and positions of a location, without the types that were compared with."""
+    place = []
+    for part in location:
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # the name of a type
+            value = value[part]
+            place.append(str(part))
+    return place

@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from clbench.errors import UserError
@@ -71,6 +72,16 @@ class DataSet:
         }
 
 
+def data_file(base: str | Path, name: str) -> Path:
+    """Return the path of a file of the user's; raises UserError where it is none."""
+    path = Path(base) / Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder, and data names a file in one")
+    if not path.is_file():
+        raise UserError(f"there is no data file {str(path)!r}")
+    return path
+
+
 @dataclass(frozen=True)
 class Template:
     """Texts with {column} in them, as `str.format` writes them; {{ and }} are braces.
@@ -96,9 +107,12 @@ class Template:
             raise UserError(f"the answer template {self.answer!r} names no column of the data")
 
     def row(self, row_id: str, values: Values) -> Row:
-        """Return the training row of one record of the data."""
-        texts = (self.prompt, self.answer, self.request)
-        return Row(row_id, *(text.format_map(values) for text in texts))
+        """Return the training row of one record; its answer is empty if all columns of it are."""
+        prompt, answer, request = (
+            text.format_map(values) for text in (self.prompt, self.answer, self.request)
+        )
+        empty = all(str(values[name]).strip() == "" for name in fields_of(self.answer))
+        return Row(row_id, prompt, "" if empty else answer, request)
 
 
 @dataclass(frozen=True)
@@ -116,18 +130,21 @@ class Columns:
     options: tuple[str, ...] | str = ()
 
     def __call__(self, record: Values) -> Values:
-        """Return the values by name; raises UserError for one that is missing or no text."""
+        """Return the values by name, "" for an answer that is empty.
+
+        Raises UserError for another value that is missing, and for one that is no text.
+        """
         values = {name: self._text(record, name) for name in self.names if name != self.answer}
-        return values if self.answer is None else {**values, self.answer: self.accepted(record)[0]}
+        if self.answer is None:
+            return values
+        return {**values, self.answer: next(iter(self.accepted(record)), "")}
 
     def accepted(self, record: Values) -> tuple[str, ...]:
-        """Return the right texts of the answer's column; raises UserError where there is none."""
+        """Return the right texts of the answer's column: none where it is empty."""
         assert self.answer is not None
-        column = self.names[self.answer]
-        value = record[column]
-        texts = value if isinstance(value, list) else [value]
-        if not texts or any(text is None or str(text).strip() == "" for text in texts):
-            raise self._wrong(record, f"has no {column!r}")
+        value = record[self.names[self.answer]]
+        listed = value if isinstance(value, list) else [value]
+        texts = [text for text in listed if text is not None and str(text).strip()]
         if not self.options:
             return tuple(str(text) for text in texts)
         choices = self.choices(record)
@@ -201,10 +218,15 @@ class Texts:
 def fields_of(text: str) -> tuple[str, ...]:
     """Return the columns that a text names, in order; raises UserError for a malformed text."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        fields = [field for field in string.Formatter().parse(text) if field[1] is not None]
     except ValueError as error:
         raise UserError(f"the template {text!r} is malformed: {error}") from None
-    for name in names:
-        if not name.isidentifier():
+    for _, name, form, conversion in fields:
+        if not str(name).isidentifier():
             raise UserError(f"the template {text!r} holds {{{name}}}, which is no column name")
-    return tuple(names)
+        if form or conversion:
+            raise UserError(
+                f"the template {text!r} formats column {name}, which is written as it is; "
+                f"write {{{name}}} alone"
+            )
+    return tuple(str(name) for _, name, _, _ in fields)

@@ -28,6 +28,8 @@ PERCENT_METRICS = frozenset({"bleu", "chrf"})  # reported in 0..100
 class Documents(list[dict[str, Any]]):
     """Documents as lm-eval reads a data set, without Arrow, which has no mixed lists."""
 
+    num_left_out = 0  # records that no document was made of
+
     @property
     def features(self) -> dict[str, Any]:
         """Return the columns by name."""
@@ -199,7 +201,13 @@ class EvalPlan:
             "prompt": plain(self.task.config.doc_to_text),
             "target": plain(self.task.config.doc_to_target),
             "prepare": plain(asdict(prepare) if is_dataclass(prepare) else prepare),
+            "num_left_out": self.num_left_out,
         }
+
+    @property
+    def num_left_out(self) -> int:
+        """Return how many records no item was made of, such as those with an empty answer."""
+        return self.everything.num_left_out if isinstance(self.everything, Documents) else 0
 
     @property
     def stops(self) -> list[str] | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
 import lm_eval.evaluator
 import lm_eval.tasks
+from jinja2 import UndefinedError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import nn
 
@@ -37,6 +40,7 @@ from clbench.judge import Judge
 from clbench.leak import Probe
 from clbench.openanswers import add_drift
 from clbench.sandbox import Isolation
+from clbench.stream import data_sets
 from clbench.task import Eval
 
 FEWSHOT_SEED = 1234  # lm-eval's default
@@ -60,7 +64,9 @@ def build_task(spec: Eval, hub: Hub, *, chat: bool = False) -> ConfigurableTask:
     if spec.setup is not None:
         spec.setup()
     if isinstance(spec.config, str):
-        fields = dict(load_yaml(_definition(spec.config), resolve_func=True))
+        path = _definition(spec.config)
+        evalkeys.check_definition(spec, load_yaml(path, resolve_func=False))
+        fields = dict(load_yaml(path, resolve_func=True))  # imports the functions that it names
         evalkeys.check_version(spec, fields.get("metadata", {}).get("version"))
     else:
         fields = {key: copy.deepcopy(value) for key, value in spec.config.items()}
@@ -83,6 +89,8 @@ def build_task(spec: Eval, hub: Hub, *, chat: bool = False) -> ConfigurableTask:
     evalkeys.check_examples(spec, fields)
     with quiet():
         task = ConfigurableTask(config=fields)
+    if isinstance(spec.config, str):
+        evalkeys.check_columns(spec, fields, task.features)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
 
@@ -94,15 +102,31 @@ def _definition(name: str) -> Path:
     name; the index of all is made for the others only.
     """
     root = Path(lm_eval.tasks.__file__).parent
-    if (root / name).is_file():
-        return root / name
-    for path in [*sorted(root.rglob(f"{name}.yaml")), *sorted(root.rglob(f"{name}/*.yaml"))]:
+    file = (root / name).resolve()
+    if file.suffix == ".yaml" and file.is_file() and root.resolve() in file.parents:
+        return file
+    named = [] if "/" in name else [f"{name}.yaml", f"{name}/*.yaml"]
+    for path in (path for pattern in named for path in sorted(root.rglob(pattern))):
         if load_yaml(path, resolve_func=False).get("task") == name:
             return path
-    entry = None if name.endswith(".yaml") else _task_index().get(name)
-    if entry is None or entry.yaml_path is None:
+    entry = None if "/" in name else _task_index().get(name)
+    if entry is None:
         raise UserError(f"lm-eval {lm_eval.__version__} has no task {name!r}")
+    tasks = _members(name)
+    if tasks != [name]:
+        raise evalkeys.many_tasks(name, tasks)
     return Path(entry.yaml_path)
+
+
+def _members(name: str) -> list[str]:
+    """Return the tasks that a group or tag of lm-eval's stands for, in order; a task is its own."""
+    entry = _task_index()[name]
+    if entry.kind is Kind.TAG:
+        return sorted(entry.tags)
+    if entry.kind is not Kind.GROUP:
+        return [name]
+    names = (part for part in entry.cfg["task"] if isinstance(part, str))
+    return [task for part in names if part in _task_index() for task in _members(part)]
 
 
 @functools.cache
@@ -116,11 +140,36 @@ def _splits(spec: Eval, hub: Hub) -> dict[str, Any]:
     tables = {split: hub.table(data) for split, data in spec.data.items()}
     if spec.prepare is None:
         return tables
-    made = {split: [spec.prepare(record) for record in table] for split, table in tables.items()}
-    return {
-        split: Documents(dict(doc) for doc in docs if doc is not None)
-        for split, docs in made.items()
-    }
+    return {split: _prepared(spec, split, table) for split, table in tables.items()}
+
+
+def _prepared(spec: Eval, split: str, table: Any) -> Documents:
+    """Return the documents of a split; raises UserError where every record is left out."""
+    assert spec.prepare is not None
+    made = [spec.prepare(record) for record in table]
+    docs = Documents(dict(doc) for doc in made if doc is not None)
+    if not docs:
+        raise UserError(
+            f"eval {spec.id} can ask none of the {len(made)} records of split {split}, whose "
+            "answers are empty or which it leaves out"
+        )
+    docs.num_left_out = len(made) - len(docs)
+    return docs
+
+
+@contextlib.contextmanager
+def _reading(spec: Eval, hub: Hub) -> Iterator[None]:
+    """Make one sentence of what one of lm-eval's own tasks misses in the records given to it."""
+    try:
+        yield
+    except (UndefinedError, KeyError) as error:
+        if not isinstance(spec.config, str):
+            raise
+        tables = map(hub.table, data_sets(spec))
+        columns = dict.fromkeys(name for table in tables for name in table.column_names)
+        named = re.fullmatch(r"'(\w+)'( is undefined)?", str(error))
+        missing = f"column {named[1]!r}" if named else f"what is not there ({error})"
+        raise evalkeys.unread(spec, columns, missing) from error
 
 
 class Evaluator:
@@ -207,7 +256,7 @@ class Evaluator:
         """Return what an eval asks, its documents loaded."""
         if name not in self._plans:
             spec = self.evals[name]
-            with quiet(), compiled_once():
+            with quiet(), compiled_once(), _reading(spec, self.hub):
                 task = build_task(spec, self.hub, chat=self.chat is not None)
                 self._plans[name] = EvalPlan(spec, task, self.config, self.chat)
         return self._plans[name]

@@ -11,13 +11,14 @@ import torch
 from clbench import evalkeys, model_files, registry
 from clbench.config import RunConfig
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub
+from clbench.hub import Hub, check_data_dir
 from clbench.hubcache import Repository, check_space
 from clbench.lock import UNSTATED, Entry, Lock, readable
-from clbench.preparation import Plan, quiet_libraries
+from clbench.preparation import Plan, check_cache, quiet_libraries
 from clbench.progress import Progress, Silent
 from clbench.report.data import leaks
 from clbench.repositories import Repositories
+from clbench.results import check_writable
 from clbench.strategy import Strategy
 
 
@@ -57,10 +58,13 @@ def fetch(config: RunConfig, *, update: bool = False, progress: Progress | None 
     quiet_libraries()
     progress = progress or Silent()
     path = Path(config.lock)
+    check_cache()
+    check_writable(path.parent, "the folder of the lock", "choose another --lock")
     before = Lock.load(path) if path.exists() else Lock()
     kept = Lock() if update else before
     repositories = Repositories(kept, remedy="clbench fetch --update", advance=progress.advance)
     edition = registry.stream(config.stream).edition(config.data or "full")
+    check_data_dir(config, *edition.data_sets)
     evalkeys.check_needs(*edition.measured)
     data_dir = None if config.data_dir is None else Path(config.data_dir)
     hub = Hub(repositories, data_dir=data_dir)

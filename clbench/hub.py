@@ -12,7 +12,7 @@ import datasets
 import pyarrow.parquet
 
 from clbench.config import RunConfig
-from clbench.dataset import DataSet, Source
+from clbench.dataset import DataSet, Source, data_file
 from clbench.errors import UserError, unknown
 from clbench.hubcache import Repository, fingerprint
 from clbench.jsonlines import as_lines
@@ -170,9 +170,7 @@ class Hub:
         return found
 
     def _file(self, data: DataSet) -> Found:
-        path = Path(data.base) / Path(data.id).expanduser()
-        if not path.is_file():
-            raise UserError(f"there is no data file {str(path)!r}")
+        path = data_file(data.base, data.id)
         self.repositories.note_local("file", data.id, {path.name: path})
         return Found((path.name,), (path,), None)
 
@@ -191,6 +189,15 @@ class Hub:
         paths = {name: self.data_dir / name for name in _matching(data, everything)}
         self.repositories.note_local("folder", data.id, paths)
         return Found(tuple(paths), tuple(paths.values()), None)
+
+
+def check_data_dir(config: RunConfig, *data: DataSet) -> None:
+    """Raise UserError for a folder that is given and that none of these data sets lies in."""
+    if config.data_dir is not None and all(each.place != "folder" for each in data):
+        raise UserError(
+            f"--data-dir {config.data_dir!r} is given, and stream {config.stream} reads no data "
+            "set that is published as a folder; leave it away"
+        )
 
 
 def open_hub(config: RunConfig) -> Hub:
@@ -242,7 +249,10 @@ def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) 
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(cards[name].read_bytes() if name in cards else b"")
         try:
+            _check_config(root, data)
             builder = datasets.load_dataset_builder(str(root), data.config, cache_dir=folder)
+        except UserError:
+            raise
         except Exception as error:  # what a card says may be wrong in any way
             reason = str(error).strip().partition("\n")[0].replace(str(root), data.id)
             raise UserError(f"data set {data.name} does not say its files: {reason}") from error
@@ -250,6 +260,19 @@ def _data_files(names: Sequence[str], cards: Mapping[str, Path], data: DataSet) 
         if data.split not in splits:
             raise unknown(f"split of data set {data.id}", data.split, splits)
         return [Path(file).relative_to(root).as_posix() for file in splits[data.split]]
+
+
+def _check_config(root: Path, data: DataSet) -> None:
+    """Raise UserError for a configuration that a repository has not, or has to be told."""
+    known = datasets.get_dataset_config_names(str(root))
+    chosen = data.config or datasets.get_dataset_default_config_name(str(root))
+    if chosen is None:
+        raise UserError(
+            f"data set {data.id} has several configurations and none is named; "
+            f"give config; choices: {', '.join(known)}"
+        )
+    if chosen not in known:
+        raise unknown(f"configuration of data set {data.id}", chosen, known)
 
 
 def _records(table: Any) -> Iterator[dict[str, Any]]:

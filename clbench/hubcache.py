@@ -19,6 +19,7 @@ from clbench.lock import LockedFile, readable
 T = TypeVar("T")
 ATTEMPTS = 5  # at an answer that says that the hub is busy
 BUSY = frozenset({500, 502, 503, 504})
+UNUSABLE = frozenset({errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS})
 CHUNK = 2**20
 
 
@@ -181,6 +182,11 @@ def _sentence(repo: Repository, error: Exception) -> UserError:
         return UserError(
             f"no space left in {cache_folder()} for {repo.name}; free some, or set HF_HOME to a "
             "larger disk, and run the same command again"
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        return UserError(
+            f"the folder {cache_folder()} for {repo.name} cannot be used ({error.strerror}); let "
+            "HF_HOME name another folder"
         )
     if constants.is_offline_mode():
         return Unavailable(

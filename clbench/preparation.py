@@ -35,9 +35,10 @@ from clbench.errors import UserError
 from clbench.estimate import Workload
 from clbench.evalplan import EvalPlan
 from clbench.evaluation import Evaluator
-from clbench.hub import Hub, open_hub
+from clbench.hub import Hub, check_data_dir, open_hub
 from clbench.leakcheck import Checked, LeakCheck
 from clbench.progress import Progress, Silent
+from clbench.results import check_writable
 from clbench.rows import Rows, source_identity
 from clbench.strategy import Batch, Example, Strategy, TaskContext
 from clbench.stream import Edition
@@ -251,9 +252,17 @@ class Plan:
         return self.leak_check.report()
 
     def read(self, progress: Progress) -> None:
-        """Check the evals, tokenize the training rows, and say how many of them are left out."""
+        """Check the evals, tokenize the training rows, and say how much of both is left out."""
         self.evaluator.check_room()
         self.leak_check.scans(progress)
+        for name in self.evaluator.evals:
+            plan = self.evaluator.plan(name)
+            if plan.num_left_out:
+                total = len(plan.everything) + plan.num_left_out
+                progress.note(
+                    f"eval {name}: {plan.num_left_out:,} of {total:,} records have an empty answer "
+                    "or cannot be asked, and are left out"
+                )
         for task in self.edition.tasks:
             facts = self.examples(task, progress).facts
             reasons = {
@@ -301,10 +310,17 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clbench"
 
 
+def check_cache() -> None:
+    """Raise UserError where results and tokens cannot be kept."""
+    check_writable(cache_directory(), "the cache", "let CLBENCH_CACHE name another folder")
+
+
 def prepare(config: RunConfig) -> Plan:
     """Resolve the names of a configuration; raises UserError for what cannot be run."""
     quiet_libraries()
+    check_cache()
     edition = registry.stream(config.stream).edition(config.data or "full")
+    check_data_dir(config, *edition.data_sets)
     if config.order is not None:
         edition = edition.reordered(config.order)
     if config.tasks is not None:

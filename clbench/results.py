@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,6 +25,7 @@ __all__ = [
     "References",
     "ScoreMatrix",
     "canonical_json",
+    "check_writable",
     "differences",
     "digest",
     "has_items",
@@ -248,6 +250,18 @@ def schema_text() -> str:
     schema["required"] = sorted({*schema["properties"]} - {"clean"})  # only where an eval leaks
     schema["$id"] = f"clbench/record/{SCHEMA_VERSION}"
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+def check_writable(folder: Path, what: str, remedy: str) -> None:
+    """Raise UserError where a folder cannot be made or written into; nothing is left there."""
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{what} {str(folder)!r} cannot be written ({error.strerror}); {remedy}"
+        ) from error
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

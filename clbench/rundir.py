@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 
 from clbench import provenance
 from clbench.errors import UserError
-from clbench.results import Record
+from clbench.results import Record, check_writable
 
 OURS = (
     "record.json",
@@ -41,6 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path, new: Record, *, fresh: bool = False) -> None:
         self.path = path
         self._refuse_foreign_files()
+        check_writable(path, "the run directory", "choose another --out")
         self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")

@@ -25,9 +25,11 @@ class Question:
     template: Template
     columns: Columns
 
-    def __call__(self, record: Values) -> dict[str, Any]:
-        """Return the document; raises UserError for a record that lacks a value."""
+    def __call__(self, record: Values) -> dict[str, Any] | None:
+        """Return the document, None for an empty answer; raises UserError for a missing value."""
         values = self.columns(record)
+        if not self.template.row("", values).answer.strip():
+            return None
         answers = [self.template.answer.format_map(v) for v in self._answered(record, values)]
         prompt = self.template.prompt.format_map(values)
         asked = " ".join(str(values[name]) for name in fields_of(self.template.prompt))

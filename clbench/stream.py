@@ -67,9 +67,13 @@ class Edition:
     def only(self, names: Sequence[str]) -> Edition:
         """Return the content with the named tasks alone, in stream order; raises UserError."""
         known = [task.name for task in self.tasks]
-        for name in names:
+        for at, name in enumerate(names):
             if name not in known:
                 raise unknown("task", name, known)
+            if name in names[:at]:
+                raise UserError(f"task {name} is named twice; each is learned once")
+        if not names:
+            raise UserError(f"no task is named; choices: {', '.join(known)}")
         return dataclasses.replace(self, tasks=tuple(t for t in self.tasks if t.name in names))
 
     def limited(self, rows: int) -> Edition:

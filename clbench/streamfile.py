@@ -11,7 +11,7 @@ from typing import Any
 
 from clbench import registry, scoring
 from clbench.config import read_toml
-from clbench.dataset import Columns, DataSet, Source, Template, fields_of
+from clbench.dataset import Columns, DataSet, Source, Template, data_file, fields_of
 from clbench.digests import file_digest
 from clbench.errors import UserError, unknown
 from clbench.stream import Edition, Stream, at_most, limited
@@ -200,10 +200,8 @@ class _Edition:
                 license=license,
             )
         assert table.data is not None
-        path = self._path(table.data)
-        if not path.is_file():
-            raise UserError(f"there is no data file {str(path)!r}")
         base = str(self.path.resolve().parent)
+        data_file(base, table.data)
         return DataSet(table.data, "", license=license, place="file", base=base)
 
     def _path(self, data: str) -> Path:

@@ -11,7 +11,7 @@ from clbench.config import Checked
 from clbench.errors import UserError, unknown
 from clbench.scoring import SCORES
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]  # not "5"
 Texts = tuple[str, ...]
 OF_A_REPOSITORY = ("config", "split", "files", "revision")
 
@@ -75,13 +75,13 @@ class EvalTable(TextTable):
     title: ClassVar[str] = "eval"
 
     use: str | None = None
-    lm_eval: str | None = None
+    lm_eval: Annotated[str, Field(min_length=1)] | None = None
     metric: str | None = None  # the key under lm-eval's results, "metric,filter"
-    shots: int | None = Field(default=None, ge=0)  # None is what lm-eval's task says
+    shots: int | None = Field(default=None, ge=0, strict=True)  # None is what lm-eval's task says
     score: str | None = None
     stops: Texts | None = None
     new_tokens: Count | None = None
-    chance: float | None = Field(default=None, ge=0, lt=1)
+    chance: float | None = Field(default=None, ge=0, lt=1, strict=True)
     eval_limit: Count | None = None
 
     @model_validator(mode="after")
@@ -103,6 +103,8 @@ class EvalTable(TextTable):
         if self.lm_eval is not None and self.metric is None:
             example = 'metric = "exact_match,none"'
             raise ValueError(f"lm_eval = {self.lm_eval!r} needs the key of its score: {example}")
+        if self.stops is not None and "" in self.stops:
+            raise ValueError("stops holds '', which would end every answer before it begins")
         if self.score is not None and self.score not in SCORES:
             raise unknown("score", self.score, SCORES)
         return self
@@ -140,7 +142,9 @@ class TaskTable(TextTable):
 
     use: str | None = None
     about: str = ""
-    epochs: float | None = Field(default=None, gt=0)  # for runs whose train.epochs is "task"
+    epochs: float | None = Field(
+        default=None, gt=0, strict=True
+    )  # for runs whose train.epochs is "task"
     train_limit: Count | None = None
     eval_limit: Count | None = None
     eval: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=list)

@@ -126,7 +126,7 @@ def test_without_a_card_names_decide(env: HubEnv) -> None:
 
 
 def test_an_unknown_configuration_or_split_is_named_with_the_choices(env: HubEnv) -> None:
-    assert "'plain', 'hard'" in refusal(DataSet(SUMS, "train", "easy"))
+    assert "'easy'; choices: hard, plain" in refusal(DataSet(SUMS, "train", "easy"))
     assert refusal(DataSet(SUMS, "dev", "plain")) == (
         "unknown split of data set acme/sums 'dev'; choices: test, train"
     )

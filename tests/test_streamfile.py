@@ -400,7 +400,7 @@ def test_what_is_wrong_with_a_file_is_one_sentence(folder: Path, old, new, sente
         ("train.jsonl", "empty.jsonl", "data set empty.jsonl is empty"),
         ("train.jsonl", "one.jsonl", "data set one.jsonl has one record, too few to hold some out"),
         ("train.jsonl", "bad.jsonl", "data set bad.jsonl cannot be read: JSON parse error: "),
-        ("train.jsonl", "holes.jsonl", "a record of data set holes.jsonl has no 'capital': {'cou"),
+        ("train.jsonl", "holes.jsonl", "a record of data set holes.jsonl has no 'country': {'cap"),
         ("train.jsonl", "words.txt", "data set words.txt holds words.txt; choices of its kind: "),
         (
             "[tasks.eval]",
@@ -416,7 +416,7 @@ def test_what_is_wrong_with_the_records_leaves_no_run_directory(
     (folder / "words.txt").write_text("words")
     (folder / "bad.jsonl").write_text("{bad\n")
     json_lines(folder / "one.jsonl", CAPITALS[:1])
-    json_lines(folder / "holes.jsonl", [{"country": "C"}, *CAPITALS])
+    json_lines(folder / "holes.jsonl", [{"capital": "T"}, *CAPITALS])
     (folder / "my.toml").write_text(FILE.replace(old, new))
     command = "run --stream my.toml --strategy lora --out out -q"
     result = CliRunner().invoke(main, command.split())
