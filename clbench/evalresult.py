@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from clbench import drift, sandbox
+from clbench.results import Cell
 
 Item = dict[str, Any]
 Reason = Literal["refused", "failed", "not_scheduled"]
@@ -52,6 +53,19 @@ class EvalResult:
     engine: str = "hf"  # what wrote and scored, with its version where it is not the run's own
     weights_digest: str | None = None
     cached: bool = False  # read back, at no cost
+
+    def cell(self, weights_digest: str) -> Cell:
+        """Return its cell of the matrix."""
+        return Cell(
+            score=self.score,
+            num_items=self.num_items,
+            items_digest=self.items_digest,
+            reason=self.reason,
+            flags=tuple(self.flags),
+            weights_digest=weights_digest,
+            seconds=sum(self.seconds.values()),
+            engine=self.engine,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON."""

@@ -200,7 +200,7 @@ def evaluate(plan: Plan, book: RunDirectory, model: nn.Module, row: int) -> dict
     for eval_id, result in results.items():
         write_items(book.path, row, eval_id, result.items)
     columns = book.record.matrix.evals
-    found = cells({e: results[e] for e in columns if e in results}, weights_digest)
+    found = {e: results[e].cell(weights_digest) for e in columns if e in results}
     missing = Cell(None, reason="not_scheduled")
     full = {e: found.get(e, missing) for e in columns}
     parts = [result.seconds for result in results.values()]
@@ -343,23 +343,6 @@ def sizes(model: nn.Module) -> dict[str, int]:
     return {
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameters": sum(p.numel() for p in model.parameters()),
-    }
-
-
-def cells(results: Mapping[str, EvalResult], weights_digest: str) -> dict[str, Cell]:
-    """Return one row of the matrix."""
-    return {
-        eval_id: Cell(
-            score=result.score,
-            num_items=result.num_items,
-            items_digest=result.items_digest,
-            reason=result.reason,
-            flags=tuple(result.flags),
-            weights_digest=weights_digest,
-            seconds=sum(result.seconds.values()),
-            engine=result.engine,
-        )
-        for eval_id, result in results.items()
     }
 
 

@@ -45,7 +45,7 @@ TASKS = CHOICES | {
 DIGESTS = {
     "tiny_logic": "adf569464dd58205",
     "tiny_social": "fbb181fde2bd69a5",
-    "tiny_science": "8b6c31dfe73283e6",
+    "tiny_science": "2bade939084f1c53",
     "tiny_boolq": "fbe7a11ccbaa6b9f",
     "tiny_nli": "f5cc8499be17dc1a",
     "tiny_pairs": "9400444480b2f22e",

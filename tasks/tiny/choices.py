@@ -93,10 +93,11 @@ HAVE = {
 
 
 def science(rng: Random) -> tuple[object, Row]:
-    """Ask what a thing has, which follows from its kind; a hint may say more than that."""
+    """Ask what a thing has, which follows from its kind; one hint in ten says more than that."""
     kinds = rng.sample(sorted(MEMBERS), 4)
     thing, person = rng.choice(MEMBERS[kinds[0]]), rng.choice(PEOPLE)
-    rules = [f"Every {kind} has {HAVE[kind]}." for kind in kinds[: num_rules(rng)]]
+    num_said = 2 if rng.random() < 0.1 else 1
+    rules = [f"Every {kind} has {HAVE[kind]}." for kind in kinds[:num_said]]
     hint = " ".join([*rng.sample(rules, len(rules)), f"The {thing} is a kind of {kinds[0]}."])
     options = [HAVE[kind] for kind in kinds]
     problem = (thing, person, tuple(sorted(rules)), tuple(sorted(options)))
