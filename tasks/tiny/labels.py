@@ -16,8 +16,8 @@ PROMPTS = {
     "nli": "True, False or Neither?\n{}\nAnswer:",
     "pairs": "Do both sentences mean the same thing?\n{}\nAnswer:",
     "paraphrase": "Do both questions ask the same thing?\n{}\nAnswer:",
-    "sentiment": "{}\nQuestion: Is this sentence positive or negative?\nAnswer:",
-    "stars": "{}\nQuestion: What does the writer feel?\nAnswer:",
+    "sentiment": "Is this sentence positive or negative?\n{}\nAnswer:",
+    "stars": "What does the writer feel?\n{}\nAnswer:",
     "topic": "{}\nQuestion: What is this news about?\nAnswer:",
     "entities": "{}\nClass:",
     "questions": "Question: {}\nTopic:",
@@ -101,11 +101,12 @@ GRADED = (
 
 
 def felt(rng: Random, opening: str, aspects: Sequence[str]) -> tuple[object, Row]:
-    """Draw a review with one remark, and a verdict near it, which is what counts."""
+    """Draw a review with one remark, and before or after it the verdict, which is what counts."""
     level = rng.randrange(5)
     near = min(max(level + rng.choice((-1, 0, 1)), 0), 4)
-    text = f"{opening} The {rng.choice(aspects)} was {rng.choice(GRADED[near])}."
-    text = f"{text} In all it was {rng.choice(GRADED[level])}."
+    remark = f"The {rng.choice(aspects)} was {rng.choice(GRADED[near])}."
+    verdict = f"In all it was {rng.choice(GRADED[level])}."
+    text = " ".join([opening, *rng.sample([remark, verdict], 2)])
     return text, choice(text, PROMPTS["stars"], text, FEELINGS, FEELINGS[level])
 
 
