@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import string
@@ -215,6 +216,7 @@ class Texts:
         return self.read()
 
 
+@functools.cache  # asked for every row
 def fields_of(text: str) -> tuple[str, ...]:
     """Return the columns that a text names, in order; raises UserError for a malformed text."""
     try:
